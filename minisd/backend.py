@@ -1,0 +1,38 @@
+"""Which array library owns an array, and how arrays cross the border: the only place outside `ops/cuda` that knows of CuPy."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+
+from .errors import ContractError
+
+
+def array_module(*arrays, names=None) -> ModuleType:
+    """The library (`numpy` or `cupy`) that owns all of `arrays`; None is skipped. Mixed owners raise and name the argument."""
+    cupy = sys.modules.get("cupy")  # nobody can hold a CuPy array without having imported it
+    owners = [cupy if cupy is not None and isinstance(a, cupy.ndarray) else np for a in arrays if a is not None]
+    for i, owner in enumerate(owners):
+        if owner is not owners[0]:
+            label = names[i] if names else f"argument {i}"
+            raise ContractError(
+                f"arrays of two owners: {label} belongs to {owner.__name__}, the first argument to {owners[0].__name__}",
+                "an op runs where its arrays are and never moves them silently",
+                "move one of them: minisd.backend.to_numpy(x), or cupy.asarray(x)",
+            )
+    return owners[0] if owners else np
+
+
+def to_numpy(x) -> np.ndarray:
+    """The array as NumPy, copied from the device if it lives there."""
+    return x if isinstance(x, np.ndarray) else x.get() if hasattr(x, "get") else np.asarray(x)
+
+
+def to_nhwc(x):
+    """[B, C, H, W] as people and files have it -> [B, H, W, C] as every layer has it, contiguous."""
+    return array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def to_nchw(x):
+    """[B, H, W, C] -> [B, C, H, W], contiguous."""
+    return array_module(x).ascontiguousarray(x.transpose(0, 3, 1, 2))

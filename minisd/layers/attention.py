@@ -1,0 +1,121 @@
+"""Attention in its four surroundings: the UNet's transformer, the VAE's single head, CLIP's causal layer, and the function they share."""
+
+import math
+
+from .. import ops
+from ..trace import layer
+from .basic import conv2d, group_norm, layer_norm, linear
+
+# Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.
+TRANSFORMER_GROUP_NORM_EPS = 1e-6
+TRANSFORMER_LAYER_NORM_EPS = 1e-5
+
+
+def multi_head(q, k, v, *, heads, causal=False):
+    """Cuts the channels into heads, attends, and joins the heads: softmax(Q Kᵀ / √D) V.
+
+    q [B, S, C], k and v [B, T, C] -> [B, S, C] with D = C / heads. The softmax is computed in float32 or wider always, which is
+    what `upcast_attention` of SD 2.1 asks for.
+    """
+
+    def split(x):
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, N, S, D]
+
+    scale = 1.0 / math.sqrt(q.shape[-1] // heads)
+    y = ops.attention(split(q), split(k), split(v), scale=scale, causal=causal)
+    return y.transpose(0, 2, 1, 3).reshape(q.shape)
+
+
+@layer
+def attention(p, x, context=None, *, heads):
+    """softmax(Q Kᵀ / √D) V: queries from x; keys and values from the prompt, or from x itself where there is none.
+
+    x [B, S, C], context [B, T, C_text] or None -> [B, S, C]        Vaswani et al., arXiv:1706.03762; diffusers `Attention`
+    """
+    context = x if context is None else context
+    q, k, v = linear(p.to_q, x), linear(p.to_k, context), linear(p.to_v, context)
+    return linear(p.to_out[0], multi_head(q, k, v, heads=heads))
+
+
+@layer
+def geglu(p, x):
+    """h · GELU(g) with [h, g] = x Wᵀ + b; the exact GELU.        x [B, S, C] -> [B, S, 4C]        diffusers `GEGLU`"""
+    return ops.geglu(linear(p.proj, x))
+
+
+@layer
+def feed_forward(p, x):
+    """GEGLU to four times the width, and back.        x [B, S, C] -> [B, S, C]        diffusers `FeedForward`"""
+    return linear(p.net[2], geglu(p.net[0], x))  # net.1 is the dropout of training
+
+
+@layer
+def transformer_block(p, x, context, *, heads):
+    """Self-attention, cross-attention, feed-forward, each as x + f(norm(x)).
+
+    x [B, S, C], context [B, T, C_text] -> [B, S, C]        diffusers `BasicTransformerBlock`
+    """
+    eps = TRANSFORMER_LAYER_NORM_EPS
+    x = x + attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads)
+    x = x + attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads)
+    return x + feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps))
+
+
+@layer
+def spatial_transformer(p, x, context, *, heads, groups):
+    """norm → project → transformer over all pixels as tokens → project → add the skip.
+
+    x [B, H, W, C], context [B, T, C_text] -> [B, H, W, C]        LDM, arXiv:2112.10752; diffusers `Transformer2DModel`
+    """
+    B, H, W, C = x.shape
+    h = group_norm(p.norm, x, groups=groups, eps=TRANSFORMER_GROUP_NORM_EPS)
+    if p.proj_in.weight.ndim == 4:  # SD 1.x projects by a 1×1 convolution of the image,
+        h = conv2d(p.proj_in, h).reshape(B, H * W, C)
+    else:  # SD 2.x by a linear layer on the tokens: the same numbers under another name
+        h = linear(p.proj_in, h.reshape(B, H * W, C))
+    for block in p.transformer_blocks:
+        h = transformer_block(block, h, context, heads=heads)
+    if p.proj_out.weight.ndim == 4:
+        return x + conv2d(p.proj_out, h.reshape(B, H, W, C))
+    return x + linear(p.proj_out, h).reshape(B, H, W, C)
+
+
+@layer
+def vae_attention(p, x, *, groups, eps):
+    """One head over all pixels, with its own norm and skip: x + out(attend(norm(x))).
+
+    x [B, H, W, C] -> [B, H, W, C]        LDM `AttnBlock`; diffusers `Attention(residual_connection=True)`
+    """
+    B, H, W, C = x.shape
+    h = group_norm(p.group_norm, x, groups=groups, eps=eps).reshape(B, H * W, C)
+    q, k, v = linear(p.to_q, h), linear(p.to_k, h), linear(p.to_v, h)
+    return x + linear(p.to_out[0], multi_head(q, k, v, heads=1)).reshape(B, H, W, C)
+
+
+@layer
+def clip_attention(p, x, *, heads):
+    """Causal self-attention: a token sees itself and those before it.
+
+    x [B, T, C] -> [B, T, C]        Radford et al., arXiv:2103.00020; transformers `CLIPAttention`
+    """
+    q, k, v = linear(p.q_proj, x), linear(p.k_proj, x), linear(p.v_proj, x)
+    return linear(p.out_proj, multi_head(q, k, v, heads=heads, causal=True))
+
+
+CLIP_ACTIVATIONS = {"quick_gelu": ops.quick_gelu, "gelu": ops.gelu}  # ViT-L/14 of SD 1.x; OpenCLIP-H of SD 2.x
+
+
+@layer
+def clip_mlp(p, x, *, act):
+    """linear → act → linear.        x [B, T, C] -> [B, T, C], act "quick_gelu" or "gelu"        transformers `CLIPMLP`"""
+    return linear(p.fc2, CLIP_ACTIVATIONS[act](linear(p.fc1, x)))
+
+
+@layer
+def clip_layer(p, x, *, heads, act, eps):
+    """Causal self-attention, then the MLP, each as x + f(norm(x)).
+
+    x [B, T, C] -> [B, T, C]        transformers `CLIPEncoderLayer`
+    """
+    x = x + clip_attention(p.self_attn, layer_norm(p.layer_norm1, x, eps=eps), heads=heads)
+    return x + clip_mlp(p.mlp, layer_norm(p.layer_norm2, x, eps=eps), act=act)

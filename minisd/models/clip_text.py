@@ -1,0 +1,83 @@
+"""CLIP's text transformer: 77 token ids to 77 vectors that the UNet attends to.
+
+Only wiring. There is no mask for the padding, in either family: every position that follows the prompt is read by the UNet too.
+"""
+
+import numpy as np
+
+from ..backend import array_module
+from ..config import CLIPTextConfig
+from ..errors import ContractError
+from ..layers.attention import clip_layer
+from ..layers.basic import embedding, layer_norm
+from ..trace import layer
+from .model import Model, expect_input
+
+
+@layer
+def embeddings(p, ids):
+    """token + position.        ids [B, T] -> [B, T, C]        transformers `CLIPTextEmbeddings`"""
+    positions = array_module(ids).arange(ids.shape[1], dtype="int64")
+    return embedding(p.token_embedding, ids) + embedding(p.position_embedding, positions)
+
+
+@layer
+def encoder(p, x, hidden_states, *, heads, act, eps):
+    """The stack of layers; the input of each one, and the last result, are pushed on `hidden_states`.
+
+    x [B, T, C] -> [B, T, C]        transformers `CLIPEncoder`
+    """
+    hidden_states.append(x)
+    for p_layer in p.layers:
+        x = clip_layer(p_layer, x, heads=heads, act=act, eps=eps)
+        hidden_states.append(x)
+    return x
+
+
+class CLIPTextModel(Model):
+    """The text encoder of SD 1.x (ViT-L/14, 12 layers, quick GELU) and SD 2.x (OpenCLIP-H, 23 layers, GELU).
+
+    >>> context = text_encoder(tokenizer("a red fox").input_ids)        # doctest: +SKIP
+    """
+
+    component = "text_encoder"
+
+    def __call__(self, input_ids):
+        """input_ids [B, T], T <= 77 -> last hidden state after the final layer norm [B, T, C]."""
+        return self.encode_embeddings(self.embeddings(input_ids))
+
+    def embeddings(self, input_ids):
+        """Token plus position embeddings, what the first layer reads.        [B, T] -> [B, T, C]"""
+        ids = input_ids if hasattr(input_ids, "dtype") else np.asarray(input_ids, dtype="int64")
+        limit = self.config.max_position_embeddings
+        if ids.ndim != 2 or not 0 < ids.shape[1] <= limit:
+            raise ContractError(f"input_ids has the shape {list(ids.shape)}", f"the model takes [B, T] with T from 1 to {limit}",
+                                "tokenizer(prompt).input_ids gives such ids")  # fmt: skip
+        return embeddings(self.params.text_model.embeddings, ids)
+
+    def encode_embeddings(self, x):
+        """Causal layers and final layer norm on embeddings of your own making.        [B, T, C] -> [B, T, C]
+
+        `encode_embeddings(embeddings(ids))` is `__call__(ids)`, bit by bit.
+        """
+        return layer_norm(self.params.text_model.final_layer_norm, self._layers(x)[-1], eps=self.config.layer_norm_eps)
+
+    def hidden_states(self, input_ids) -> list:
+        """The embeddings and the result of every layer, before the final layer norm: num_hidden_layers + 1 arrays [B, T, C]."""
+        return self._layers(self.embeddings(input_ids))
+
+    def _layers(self, x) -> list:
+        c, states = self.config, []
+        expect_input(self, "embeddings", x, (None, None, c.hidden_size))
+        encoder(self.params.text_model.encoder, x, states, heads=c.num_attention_heads, act=c.hidden_act, eps=c.layer_norm_eps)
+        return states
+
+    @property
+    def token_embedding(self):
+        """[V, C]: row i is the vector of token i."""
+        return self.params.text_model.embeddings.token_embedding.weight
+
+    @property
+    def position_embedding(self):
+        """[77, C]: row i is added to the token at place i."""
+        return self.params.text_model.embeddings.position_embedding.weight

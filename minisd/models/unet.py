@@ -1,0 +1,108 @@
+"""The UNet: predicts the noise in a latent picture at a timestep, steered by the prompt.
+
+    x ─ conv_in ─ down 0 ─ down 1 ─ … ─ mid ─ … ─ up 1 ─ up 0 ─ norm, SiLU, conv_out ─ ε
+                   └────────┴─── skips ────────────┴──────┘
+
+Only wiring: the layers do the arithmetic. What a block consists of is read off the checkpoint ("attentions" in p).
+"""
+
+from .. import ops
+from ..backend import array_module, to_nchw, to_nhwc
+from ..config import UNetConfig
+from ..errors import ContractError
+from ..layers.attention import spatial_transformer
+from ..layers.basic import conv2d, group_norm
+from ..layers.resnet import downsample, resnet_block, upsample
+from ..layers.timestep import time_embedding
+from ..trace import layer
+from .model import Model, expect_input
+
+
+@layer
+def down_block(p, x, t_emb, context, skips, *, heads, groups, eps):
+    """Resnets, each followed by a transformer if the block has them, then half the size; every result is pushed on `skips`.
+
+    x [B, H, W, C] -> [B, H/2, W/2, C′]        diffusers `CrossAttnDownBlock2D`, `DownBlock2D`
+    """
+    for j, resnet in enumerate(p.resnets):
+        x = resnet_block(resnet, x, t_emb, groups=groups, eps=eps)
+        if "attentions" in p:
+            x = spatial_transformer(p.attentions[j], x, context, heads=heads, groups=groups)
+        skips.append(x)
+    if "downsamplers" in p:
+        x = downsample(p.downsamplers[0], x, padding=1)
+        skips.append(x)
+    return x
+
+
+@layer
+def mid_block(p, x, t_emb, context, *, heads, groups, eps):
+    """resnet, then transformer and resnet, at the smallest size.        diffusers `UNetMidBlock2DCrossAttn`"""
+    x = resnet_block(p.resnets[0], x, t_emb, groups=groups, eps=eps)
+    for j, attention in enumerate(p.attentions):
+        x = spatial_transformer(attention, x, context, heads=heads, groups=groups)
+        x = resnet_block(p.resnets[j + 1], x, t_emb, groups=groups, eps=eps)
+    return x
+
+
+@layer
+def up_block(p, x, t_emb, context, skips, *, heads, groups, eps):
+    """Resnets on [x, last skip], each followed by a transformer if the block has them, then double the size.
+
+    x [B, H, W, C] -> [B, 2H, 2W, C′]        diffusers `CrossAttnUpBlock2D`, `UpBlock2D`
+    """
+    xp = array_module(x)
+    for j, resnet in enumerate(p.resnets):
+        x = xp.concatenate((x, skips.pop()), axis=-1)
+        x = resnet_block(resnet, x, t_emb, groups=groups, eps=eps)
+        if "attentions" in p:
+            x = spatial_transformer(p.attentions[j], x, context, heads=heads, groups=groups)
+    if "upsamplers" in p:
+        x = upsample(p.upsamplers[0], x, size=skips[-1].shape[1:3])  # an odd size came down by rounding up
+    return x
+
+
+@layer
+def unet(p, x, t, context, config: UNetConfig):
+    """ε(x, t, prompt): down the U, through the middle, and up again with the skips.
+
+    x [B, H, W, C] latents, t [B] timesteps 0 … 999, context [B, T, C_text] -> [B, H, W, C′]        diffusers `UNet2DConditionModel`
+    """
+    c = config
+    norm = dict(groups=c.norm_num_groups, eps=c.norm_eps)
+    heads = c.per_block("attention_head_dim")  # the field's official name is a mistake; see UNetConfig
+    t_sin = ops.timestep_embedding(
+        t, dim=c.block_out_channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift, dtype=x.dtype
+    )
+    t_emb = time_embedding(p.time_embedding, t_sin)  # [B, E]
+
+    x = conv2d(p.conv_in, x, padding=c.conv_in_kernel // 2)
+    skips = [x]
+    for block, n in zip(p.down_blocks, heads):
+        x = down_block(block, x, t_emb, context, skips, heads=n, **norm)
+    x = mid_block(p.mid_block, x, t_emb, context, heads=heads[-1], **norm)
+    for block, n in zip(p.up_blocks, reversed(heads)):
+        x = up_block(block, x, t_emb, context, skips, heads=n, **norm)
+    x = group_norm(p.conv_norm_out, x, **norm, act="silu")
+    return conv2d(p.conv_out, x, padding=c.conv_out_kernel // 2)
+
+
+class UNet2DConditionModel(Model):
+    """The denoiser with diffusers' names and layout.
+
+    >>> noise = unet(latents, t, encoder_hidden_states)        # doctest: +SKIP
+    """
+
+    component = "unet"
+
+    def __call__(self, sample, timestep, encoder_hidden_states):
+        """sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> [B, C, H, W] of the same dtype."""
+        c, xp = self.config, array_module(sample, encoder_hidden_states, names=("sample", "encoder_hidden_states"))
+        expect_input(self, "sample", sample, (None, c.in_channels, None, None))
+        widths = set(c.per_block("cross_attention_dim"))
+        expect_input(self, "encoder_hidden_states", encoder_hidden_states, (len(sample), None, widths.pop() if len(widths) == 1 else None))
+        t = xp.asarray(timestep, dtype="float64").reshape(-1)
+        if t.size not in (1, len(sample)):
+            raise ContractError(f"{t.size} timesteps for {len(sample)} samples", "", "give one timestep, or one for each sample")
+        t = xp.broadcast_to(t, (len(sample),))
+        return to_nchw(unet(self.params, to_nhwc(sample), t, encoder_hidden_states, c))

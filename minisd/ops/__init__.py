@@ -1,0 +1,181 @@
+"""The primitives of Stable Diffusion: one function an op, with its contract; what runs is the best rung of its ladder.
+
+    >>> from minisd import ops
+    >>> print(ops.explain("conv2d"))                    # doctest: +SKIP
+
+Images are [B, H, W, C], tokens [B, S, C], attention heads [B, N, S, D], on the CPU (NumPy) or the GPU (CuPy). dtype in = dtype out:
+float16, float32 or float64; sums and statistics are kept in float32 or wider. No op has a default for eps, groups, scale or the
+kind of GELU: three admired ports ship a wrong epsilon behind one.
+
+The ladders: `reference.py` has every op as the textbook has it; `cpu/` the fast rungs in NumPy.
+"""
+
+from ..errors import ContractError, UsageError
+from . import reference as _reference  # the lowest rung of every ladder registers first
+from . import cpu as _cpu
+from .dispatch import RUNGS, dispatch, explaining, ladder, using
+
+__all__ = [
+    "RUNGS", "attention", "conv2d", "embedding", "explain", "geglu", "gelu", "group_norm", "layer_norm", "linear", "quick_gelu",
+    "silu", "softmax", "timestep_embedding", "upsample_nearest", "using",
+]  # fmt: skip
+
+
+def _expect(condition, op: str, problem: str, fix: str = "compare the shapes with the contract in the docstring of this op"):
+    if not condition:
+        raise ContractError(f"ops.{op}: {problem}", "", fix)
+
+
+def _expect_floats(op: str, **arrays):
+    """All arrays are floating point and of one dtype."""
+    kinds = {name: a.dtype for name, a in arrays.items() if a is not None}
+    first = next(iter(kinds.values()))
+    _expect(first.kind == "f", op, f"expected float16, float32 or float64, got {first}", "convert with .astype('float32')")
+    for name, dtype in kinds.items():
+        _expect(dtype == first, op, f"{name} is {dtype}, the first argument {first}", "convert one of them; nothing is promoted silently")
+
+
+def linear(x, w, b=None):
+    """y = x Wᵀ + b.
+
+    x [..., C], w [C′, C], b [C′] or None -> [..., C′]        torch `F.linear`
+    """
+    _expect_floats("linear", x=x, w=w, b=b)
+    _expect(w.ndim == 2 and x.ndim >= 1 and x.shape[-1] == w.shape[1], "linear", f"x {x.shape} does not fit w {w.shape}")
+    _expect(b is None or b.shape == w.shape[:1], "linear", f"b {b is not None and b.shape} does not fit w {w.shape}")
+    return dispatch("linear", x, w, b)
+
+
+def conv2d(x, w, b=None, *, stride=1, padding):
+    """y[b, h, w, o] = Σ_{i, j, c} x[b, s·h + i, s·w + j, c] · w[o, c, i, j] + b[o], x padded with zeros.
+
+    x [B, H, W, C], w [C′, C, KH, KW] (the checkpoint's shape), b [C′] or None -> [B, H′, W′, C′]
+    padding: p for all sides, or ((top, bottom), (left, right)); H′ = (H + top + bottom − KH) // stride + 1        torch `F.conv2d`
+    """
+    if isinstance(padding, int):
+        padding = ((padding, padding), (padding, padding))
+    _expect_floats("conv2d", x=x, w=w, b=b)
+    _expect(x.ndim == 4 and w.ndim == 4 and x.shape[3] == w.shape[1], "conv2d", f"x {x.shape} does not fit w {w.shape}")
+    _expect(b is None or b.shape == w.shape[:1], "conv2d", f"b {b is not None and b.shape} does not fit w {w.shape}")
+    _expect(stride >= 1 and all(p >= 0 for side in padding for p in side), "conv2d", f"stride {stride}, padding {padding}")
+    for n, k, side in zip(x.shape[1:3], w.shape[2:], padding):
+        _expect(n + sum(side) >= k, "conv2d", f"the kernel {w.shape[2:]} is larger than the padded image {x.shape[1:3]} + {padding}")
+    return dispatch("conv2d", x, w, b, stride=stride, padding=padding)
+
+
+def upsample_nearest(x, *, size):
+    """Doubles height and width by repeating every pixel, then cuts to `size` = (H′, W′) with 2H − 1 <= H′ <= 2H.
+
+    x [B, H, W, C] -> [B, H′, W′, C]        equals torch `F.interpolate(x, size, mode="nearest")` for these sizes
+    """
+    _expect(x.ndim == 4, "upsample_nearest", f"x {x.shape} is not [B, H, W, C]")
+    for n, m in zip(x.shape[1:3], size):
+        _expect(2 * n - 1 <= m <= 2 * n, "upsample_nearest", f"{tuple(x.shape[1:3])} cannot become {tuple(size)}: only 2n or 2n − 1")
+    return dispatch("upsample_nearest", x, size=tuple(size))
+
+
+def group_norm(x, w, b, *, groups, eps, act=None):
+    """y = (x − μ) / √(σ² + ε) · γ + β, with μ and the biased σ² over each group of C/G channels and all pixels of one image.
+
+    x [B, ..., C], w = γ [C], b = β [C] -> [B, ..., C]; act="silu" applies SiLU to the result.        Wu & He, arXiv:1803.08494
+    """
+    _expect_floats("group_norm", x=x, w=w, b=b)
+    C = x.shape[-1]
+    _expect(w.shape == (C,) and b.shape == (C,), "group_norm", f"x {x.shape} does not fit w {w.shape}, b {b.shape}")
+    _expect(groups >= 1 and C % groups == 0, "group_norm", f"{C} channels cannot be cut into {groups} groups")
+    _expect(act in (None, "silu"), "group_norm", f"act={act!r} is not None or 'silu'")
+    return dispatch("group_norm", x, w, b, groups=groups, eps=eps, act=act)
+
+
+def layer_norm(x, w, b, *, eps):
+    """y = (x − μ) / √(σ² + ε) · γ + β, with μ and the biased σ² over the channels of each token.
+
+    x [..., C], w = γ [C], b = β [C] -> [..., C]        Ba et al., arXiv:1607.06450
+    """
+    _expect_floats("layer_norm", x=x, w=w, b=b)
+    _expect(w.shape == x.shape[-1:] and b.shape == x.shape[-1:], "layer_norm", f"x {x.shape} does not fit w {w.shape}, b {b.shape}")
+    return dispatch("layer_norm", x, w, b, eps=eps)
+
+
+def softmax(x):
+    """y = exp(x − max x) / Σ exp(x − max x) over the last axis.
+
+    x [..., T] -> [..., T], rows sum to 1
+    """
+    _expect_floats("softmax", x=x)
+    return dispatch("softmax", x)
+
+
+def attention(q, k, v, *, scale, mask=None, causal=False):
+    """softmax(scale · Q Kᵀ + mask) V for every head.
+
+    q [B, N, S, D], k [B, N, T, D], v [B, N, T, D′], mask additive and broadcastable to [B, N, S, T] -> [B, N, S, D′]
+    causal: query s sees the keys up to s (counted from the end where S < T).        Vaswani et al., arXiv:1706.03762
+    """
+    _expect_floats("attention", q=q, k=k, v=v, mask=mask)
+    _expect(q.ndim == k.ndim == v.ndim == 4, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} are not [B, N, S, D]")
+    fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3] and k.shape[2] == v.shape[2]
+    _expect(fits, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} do not fit")
+    _expect(not causal or q.shape[2] <= k.shape[2], "attention", f"causal with {q.shape[2]} queries but {k.shape[2]} keys")
+    return dispatch("attention", q, k, v, scale=scale, mask=mask, causal=causal)
+
+
+def silu(x):
+    """y = x · sigmoid(x) = x / (1 + e⁻ˣ).        x of any shape        Elfwing et al., arXiv:1702.03118"""
+    _expect_floats("silu", x=x)
+    return dispatch("silu", x)
+
+
+def gelu(x):
+    """y = x Φ(x) = x · (1 + erf(x/√2)) / 2, the exact form.        x of any shape        Hendrycks & Gimpel, arXiv:1606.08415"""
+    _expect_floats("gelu", x=x)
+    return dispatch("gelu", x)
+
+
+def quick_gelu(x):
+    """y = x · sigmoid(1.702 x).        x of any shape        OpenAI CLIP `QuickGELU`"""
+    _expect_floats("quick_gelu", x=x)
+    return dispatch("quick_gelu", x)
+
+
+def geglu(x):
+    """y = h · GELU(g) for x = [h, g].
+
+    x [..., 2C] -> [..., C]        Shazeer, arXiv:2002.05202; diffusers `GEGLU` behind its projection
+    """
+    _expect_floats("geglu", x=x)
+    _expect(x.shape[-1] % 2 == 0, "geglu", f"x {x.shape} has no two halves")
+    return dispatch("geglu", x)
+
+
+def embedding(ids, table):
+    """y = table[ids].
+
+    ids [...] integers in 0 … V−1, table [V, C] -> [..., C]
+    """
+    _expect(ids.dtype.kind in "iu", "embedding", f"ids are {ids.dtype}, not integers")
+    if ids.size:
+        low, high = int(ids.min()), int(ids.max())
+        _expect(0 <= low and high < table.shape[0], "embedding", f"ids {low} … {high} lie outside the table of {table.shape[0]} rows",
+                "use the tokenizer that belongs to this model")  # fmt: skip
+    return dispatch("embedding", ids, table)
+
+
+def timestep_embedding(t, *, dim, flip_sin_to_cos, freq_shift, dtype):
+    """[sin(t ωᵢ), cos(t ωᵢ)] with ωᵢ = 10000^(−i / (dim/2 − freq_shift)), cosines first if flip_sin_to_cos.
+
+    t [B] timesteps 0 … 999, whole or fractional -> [B, dim] of `dtype`
+    Ho et al., arXiv:2006.11239; diffusers `get_timestep_embedding`
+    """
+    _expect(t.ndim == 1, "timestep_embedding", f"t {t.shape} is not [B]")
+    return dispatch("timestep_embedding", t, dim=dim, flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift, dtype=dtype)
+
+
+def explain(op: str, *args, **kwargs) -> str:
+    """The ladder of an op as text; with the arguments of a call: which rung would run, and why the others would not."""
+    if op not in RUNGS:
+        raise UsageError(f"no op is called {op!r}", "", f"the ops are {', '.join(sorted(RUNGS))}")
+    if not args:
+        return ladder(op)
+    with explaining():  # the façade checks and completes the arguments, then dispatch answers with the ladder
+        return globals()[op](*args, **kwargs)

@@ -1,0 +1,106 @@
+"""`Params`: the checkpoint as a tree that is read by attribute, so that code has no names but the checkpoint's own.
+
+    p = Params.from_state_dict({"conv_in.weight": w, "conv_in.bias": b}, path="unet")
+    p.conv_in.weight          the array                     p.conv_in.path          "unet.conv_in"
+    p.down_blocks[0].resnets  numbered children by index    "conv_shortcut" in p    structure by presence
+"""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from .errors import ModelFileError
+
+_READS: ContextVar[set | None] = ContextVar("minisd_params_reads", default=None)
+
+
+class Params:
+    """A read-only view of a flat state dict below a dotted path.
+
+    The path of a view is the name of the module in diffusers' `named_modules()`, behind the component's own name.
+    Views are built once and cost one dictionary look-up each.
+    """
+
+    __slots__ = ("path", "_children")
+
+    def __init__(self, path: str, children: dict):
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "_children", children)
+
+    @classmethod
+    def from_state_dict(cls, tensors: dict, path: str = "") -> "Params":
+        """Cut {"a.b.weight": array, …} into a tree. `path` names the root, for example "unet"."""
+        tree: dict = {}
+        for name, tensor in tensors.items():
+            *parents, leaf = name.split(".")
+            node = tree
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[leaf] = tensor
+
+        def view(node: dict, path: str) -> Params:
+            dot = f"{path}." if path else ""
+            return cls(path, {k: view(v, dot + k) if isinstance(v, dict) else v for k, v in node.items()})
+
+        return view(tree, path)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # copy, pickle and inspect probe for these
+            raise AttributeError(name)
+        try:
+            child = self._children[name]
+        except KeyError:
+            raise ModelFileError(
+                f"{self.path}.{name} is missing from the weights",
+                f"{self.path or 'the root'} holds {', '.join(self._children) or 'nothing'}",
+                "fetch the model again, or check that config.json belongs to these weights",
+            ) from None
+        if not isinstance(child, Params):
+            reads = _READS.get()
+            if reads is not None:
+                reads.add(f"{self.path}.{name}")
+        return child
+
+    def __getitem__(self, index: int) -> "Params":
+        return getattr(self, str(index))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._children
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def __iter__(self):
+        """The numbered children in order: `for resnet in p.resnets`."""
+        return (self[i] for i in range(len(self)))
+
+    def get(self, name: str, default=None):
+        """The child, or `default` where the checkpoint has none: `p.get("bias")`."""
+        return getattr(self, name) if name in self._children else default
+
+    def items(self, prefix: str = ""):
+        """Every tensor below, as (dotted name, array) in the order of the state dict."""
+        for name, child in self._children.items():
+            if isinstance(child, Params):
+                yield from child.items(f"{prefix}{name}.")
+            else:
+                yield prefix + name, child
+
+    def map(self, f) -> "Params":
+        """The same tree with every tensor replaced by f(tensor): a change of dtype or of device."""
+        return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(v) for k, v in self._children.items()})
+
+    def __setattr__(self, name, value):
+        raise TypeError("Params is a read-only view; build a new state dict, or use map()")
+
+    def __repr__(self) -> str:
+        return f"Params({self.path or '<root>'}: {', '.join(self._children)})"
+
+
+@contextmanager
+def record_reads():
+    """Collects the path of every tensor that is read inside the block: a forward pass must read them all."""
+    token = _READS.set(set())
+    try:
+        yield _READS.get()
+    finally:
+        _READS.reset(token)
