@@ -1,28 +1,26 @@
-"""CLIP's tokenizer: a prompt becomes 77 integers, which are all that the text encoder ever sees of it.
+"""CLIP's tokenizer: a prompt becomes 77 integers, and they are all that the text encoder ever sees of it.
 
-Byte-pair encoding as in OpenAI's CLIP (Radford et al. 2021, arXiv:2103.00020; the merging is Sennrich et al. 2016, arXiv:1508.07909).
-It matches transformers' `CLIPTokenizer`, number by number. "A  Café!" goes this way:
+Byte-pair encoding as in CLIP (Radford et al. 2021, arXiv:2103.00020; Sennrich et al. 2016, arXiv:1508.07909), number for
+number what transformers' `CLIPTokenizer` returns. "A  Café!" goes this way:
 
-    normalise   Unicode NFC; every run of white space becomes one blank; lower case, character by character    a café!
-    split       into words: 's 't 're 've 'm 'll 'd | a run of letters | ONE digit | a run of other signs      a · café · !
-    spell       each UTF-8 byte is written as one visible letter (so no byte is ever unknown), and the last
-                one of a word carries </w>: "cat" as a word and "cat" in "catalogue" are different tokens      c a f Ã ©</w>
-    merge       join the two neighbours that stand highest in merges.txt, leftmost first, until no pair of
-                neighbours stands there any more                                                               cafÃ©</w>
-    look up     vocab.json numbers the 256 bytes, the 256 bytes with </w>, one token per line of merges.txt
-                in that order, and last <|startoftext|> and <|endoftext|>                                      320 15304 256
-    frame       <|startoftext|> + at most 75 tokens + <|endoftext|>, then padding up to 77: the text encoder
-                has 77 position embeddings, the longest caption CLIP was trained on
+    normalise   Unicode NFC; a run of white space becomes one blank; lower case                          a café!
+    split       into words: 's 't 're 've 'm 'll 'd, or letters, or ONE digit, or other signs            a · café · !
+    spell       each UTF-8 byte is written as one visible letter, so that no byte is unknown; the
+                last one of a word carries </w>, so that "cat" and the start of "catalogue" differ       c a f Ã ©</w>
+    merge       join the neighbours that stand highest in merges.txt, the leftmost first, until no
+                two neighbours stand there any more                                                      cafÃ©</w>
+    look up     vocab.json counts 256 bytes, 256 bytes with </w>, then one token per line of
+                merges.txt, and last <|startoftext|> and <|endoftext|>                                   320 15304 256
+    frame       <|startoftext|>, at most 75 ids, <|endoftext|>, and padding: 77 in all, because CLIP has 77 positions
 
-Traps. SD 1 pads with <|endoftext|>, SD 2 and the turbo models with "!" (id 0), and the text encoder does not mask its padding, so
-the wrong one changes the picture. SD 2's tokenizer_config.json names the wrong one; special_tokens_map.json wins. And because "!" is
-then a special token, it is cut out of the prompt before anything else: "hello!" ends with 0 in SD 2, with 256 in SD 1. Lower case
-is not `str.lower()`: a final Σ stays σ. A prompt that spells <|endoftext|> really ends there, as in diffusers.
+Traps. SD 1 pads with <|endoftext|>, SD 2 and the turbo models with "!" (id 0). The text encoder does not mask padding, so
+the wrong one changes the picture; SD 2's tokenizer_config.json names the wrong one, and special_tokens_map.json wins. "!" is
+then a special token, cut out before everything else: "hello!" ends with id 0 in SD 2, with 256 in SD 1. Lower case goes
+character by character: a final Σ becomes σ, where `str.lower()` writes ς. A prompt that spells <|endoftext|> gets that token.
 """
 
 import json
 import logging
-import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from .errors import ModelFileError, UsageError
 log = logging.getLogger("minisd")
 
 MAX_CHARACTERS = 1_000_000
+POSITIONS = 77  # where tokenizer_config.json does not say
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SPECIAL_TOKENS = {
     "bos_token": "<|startoftext|>",
@@ -40,14 +39,16 @@ SPECIAL_TOKENS = {
     "unk_token": "<|endoftext|>",
     "pad_token": "<|endoftext|>",
 }
-POSITIONS = 77  # of every CLIP text encoder in Stable Diffusion; used where tokenizer_config.json gives none
+# Fields of tokenizer_config.json that would change the ids, with the only value that is implemented.
+NEUTRAL = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
+REFETCH = "fetch the tokenizer folder of the model again"
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What the tokenizer returns: `.input_ids` and `.attention_mask` (1 = prompt, 0 = padding), also as `tokens["input_ids"]`.
+    """`input_ids` and `attention_mask` (1 prompt, 0 padding), also as tokens["input_ids"]: int64 [B, T].
 
-    Both int64 [B, T]; lists of lists where `padding=False` or `truncation=False` leaves rows of different lengths.
+    Lists of lists where `padding=False` or `truncation=False` leaves rows of different lengths.
     """
 
     input_ids: np.ndarray | list
@@ -63,46 +64,49 @@ class Tokens:
 
 
 class CLIPTokenizer:
-    """Prompt -> ids [B, 77] int64. Matches transformers' `CLIPTokenizer`; the algorithm stands at the top of this file."""
+    """A prompt -> ids [B, 77] int64, by the steps at the top of this file. Must match transformers' `CLIPTokenizer`."""
 
-    def __init__(self, vocab: dict, merges: list, special_tokens: dict = {}, added_tokens: dict = {}, model_max_length: int = POSITIONS):
-        """vocab {token: id}; merges [(left, right)] in rank order; special_tokens {"pad_token": …} where they differ from
-        SPECIAL_TOKENS; added_tokens {id: token}. Those two give a token as a string or as an object of the JSON files."""
+    def __init__(self, vocab: dict, merges: list, special_tokens: dict, added_tokens: dict, model_max_length: int):
+        """vocab {token: id}; merges [(left, right), …] by rank; special_tokens {"pad_token": "!", …} where they differ
+        from SPECIAL_TOKENS; added_tokens {id: token}. A token is a string, or a dict with "content" and flags."""
         names = SPECIAL_TOKENS | special_tokens
-        for name in ("bos_token", "eos_token", "unk_token"):
-            if _content(names[name]) not in vocab:
-                raise ModelFileError(
-                    f"the vocabulary has no {name} {_content(names[name])!r}",
-                    "it is not the vocabulary of a CLIP text encoder, or it is incomplete",
-                    "take vocab.json and special_tokens_map.json from one and the same model",
-                )
-        self._backend = _backend(vocab, merges, _content(names["unk_token"]))
-        self._add_declared(names, added_tokens)
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = map(_content, names.values())
+        for token in (self.bos_token, self.eos_token, self.unk_token):
+            if token not in vocab:
+                why = "it is not the vocabulary of a CLIP text encoder"
+                raise ModelFileError(f"the vocabulary has no {token!r}", why, REFETCH)
+        _refuse_cut_merges(vocab, merges, set(map(_content, [*names.values(), *added_tokens.values()])))
+        self._backend = _backend(vocab, merges, self.unk_token)
+        self._declare(names, added_tokens)
+        self.bos_token_id = self._backend.token_to_id(self.bos_token)
+        self.eos_token_id = self._backend.token_to_id(self.eos_token)
+        self.unk_token_id = self._backend.token_to_id(self.unk_token)
+        self.pad_token_id = self._backend.token_to_id(self.pad_token)
         self.model_max_length = model_max_length
-        self.bos_token, self.eos_token, self.unk_token, self.pad_token = (_content(names[name]) for name in SPECIAL_TOKENS)
-        self.bos_token_id, self.eos_token_id, self.unk_token_id, self.pad_token_id = map(
-            self._backend.token_to_id, (self.bos_token, self.eos_token, self.unk_token, self.pad_token)
-        )
 
     @classmethod
     def from_pretrained(cls, folder, subfolder: str | None = None) -> "CLIPTokenizer":
-        """Reads vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, or the tokenizer.json of newer folders."""
+        """Reads vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, as official models have them, or
+        the tokenizer.json that transformers 5 writes in place of the first three. folder: the pipeline's, or the tokenizer's."""
         folder = Path(folder, subfolder or "")
-        vocab, merges = _read_vocabulary(folder)
-        return cls(vocab, merges, *_read_settings(folder))
+        if (folder / "tokenizer").is_dir() and not (folder / "vocab.json").exists():
+            folder = folder / "tokenizer"
+        return cls(*_read_vocabulary(folder), *_read_settings(folder))
 
-    def __call__(self, text, padding="max_length", truncation=True, max_length: int | None = None, return_tensors="np") -> Tokens:
+    def __call__(self, text, padding="max_length", truncation=True, max_length=None, return_tensors="np") -> Tokens:
         """One prompt or a list of prompts -> ids and mask, int64 [B, T].
 
         `padding`: "max_length", "longest" (= True) or False. `truncation=False` keeps every token of a long prompt.
-        `max_length` counts both ends; by default `model_max_length`, 77.
+        `max_length` counts both ends; it is `model_max_length`, 77, by default.
         """
-        prompts = _checked_prompts(text)
-        limit = self.model_max_length if max_length is None else _checked_length(max_length)
+        prompts = _checked_texts(text, "prompt")
+        limit = self.model_max_length if max_length is None else max_length
+        if not isinstance(limit, (int, np.integer)) or not 2 <= limit <= MAX_CHARACTERS:
+            raise UsageError(f"max_length={limit!r} cannot be meant", "each end needs one place", "give 77, or leave it out")
+        if truncation not in (True, False):
+            raise UsageError(f"truncation={truncation!r} is unknown", fix="use True or False")
         if return_tensors != "np":
-            raise UsageError(
-                f"return_tensors={return_tensors!r} is not supported", "minisd computes with NumPy arrays", 'use return_tensors="np"'
-            )
+            raise UsageError(f"return_tensors={return_tensors!r} is unknown", "minisd has NumPy arrays", 'use "np"')
         framed = {prompt: self._frame(prompt, limit if truncation else None) for prompt in dict.fromkeys(prompts)}
         rows = [framed[prompt] for prompt in prompts]
         match padding:
@@ -113,7 +117,7 @@ class CLIPTokenizer:
             case "do_not_pad" | False:
                 width = 0
             case _:
-                raise UsageError(f"padding={padding!r} is unknown", "", 'use "max_length", "longest" or False')
+                raise UsageError(f"padding={padding!r} is unknown", fix='use "max_length", "longest" or False')
         masks = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         rows = [row + [self.pad_token_id] * (width - len(row)) for row in rows]
         if len({len(row) for row in rows}) > 1:
@@ -121,92 +125,236 @@ class CLIPTokenizer:
         return Tokens(np.array(rows, dtype=np.int64), np.array(masks, dtype=np.int64))
 
     def _frame(self, prompt: str, limit: int | None) -> list[int]:
-        """bos + the prompt's ids + eos, cut to `limit` ids with a warning that says what is lost."""
-        # Ends, limit and padding are ours, not the backend's: it keeps such settings between calls, and threads share it.
+        """bos + ids + eos, cut to `limit` with a warning that says what is lost."""
+        # Ends, limit and padding are added here: the backend would keep such settings between calls, and threads share it.
         encoding = self._backend.encode(prompt, add_special_tokens=False)
         ids = encoding.ids
         room = len(ids) if limit is None else limit - 2
         if (lost := len(ids) - room) > 0:
-            start = encoding.offsets[room][0]
-            rest = " ".join(prompt[start : start + 100].split())
-            rest = rest if len(rest) <= 24 and len(prompt) <= start + 100 else rest[:24].rstrip() + "..."
+            rest = prompt[encoding.offsets[room][0] :].strip()
+            rest = rest if len(rest) <= 24 else rest[:24].rstrip() + "..."
             are = "token is" if lost == 1 else "tokens are"
             log.warning("%d-token limit: the last %s %s ignored, from %r", limit, f"{lost:,}", are, rest)
         return [self.bos_token_id, *ids[:room], self.eos_token_id]
 
     def table(self, prompt: str) -> list[tuple[int, str]]:
-        """The whole prompt as (id, token) with both ends: [(49406, "<|startoftext|>"), (320, "a</w>"), …]; not cut, not padded."""
-        (prompt,) = _checked_prompts(prompt)
+        """The whole prompt, not cut and not padded: [(49406, "<|startoftext|>"), (320, "a</w>"), …]."""
+        (prompt,) = _checked_texts(prompt, "prompt")
         ids = self._frame(prompt, None)
         return list(zip(ids, self.convert_ids_to_tokens(ids)))
 
     def decode(self, ids, skip_special_tokens: bool = False) -> str | list[str]:
-        """ids (one, [T], or [B, T] for a list of texts) -> the text, lower case and with one blank behind every word."""
-        if np.ndim(ids) == 2:
+        """One id or ids [T] -> text in lower case, a blank behind every word; ids [B, T] -> a list of texts."""
+        ids = _plain(ids)
+        ids = [ids] if isinstance(ids, int) else [_plain(i) for i in ids]
+        if any(isinstance(row, list) for row in ids):
             return [self.decode(row, skip_special_tokens) for row in ids]
-        ids = [operator.index(i) for i in np.atleast_1d(ids)]
         self.convert_ids_to_tokens(ids)  # refuses ids that the backend would skip in silence
-        text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        return text.replace("</w>", " ").strip()
+        return self._backend.decode(ids, skip_special_tokens=skip_special_tokens).replace("</w>", " ").strip()
 
     def convert_ids_to_tokens(self, ids) -> str | list[str]:
-        """Ids -> tokens in the byte alphabet: 6829 -> "puppy</w>", 15304 -> "cafÃ©</w>"."""
-        if np.ndim(ids) > 0:
+        """Ids -> tokens as vocab.json spells them: 6829 -> "puppy</w>", 15304 -> "cafÃ©</w>"."""
+        ids = _plain(ids)
+        if not isinstance(ids, int):
             return [self.convert_ids_to_tokens(i) for i in ids]
-        token = self._backend.id_to_token(operator.index(ids)) if ids >= 0 else None
+        token = self._backend.id_to_token(ids) if 0 <= ids < len(self) else None
         if token is None:
-            raise UsageError(f"token id {ids} does not exist", f"the vocabulary has the ids 0 to {len(self) - 1}")
+            raise UsageError(f"no token has the id {ids}", f"ids run from 0 to {len(self) - 1}")
         return token
 
     def convert_tokens_to_ids(self, tokens) -> int | list[int]:
-        """Tokens as `table` shows them -> ids; what is no token gets `unk_token_id`, as in transformers."""
+        """Tokens as vocab.json spells them -> ids; anything else gets `unk_token_id`, as in transformers."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self._backend.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
     def add_tokens(self, tokens: str | list[str]) -> int:
-        """Appends new tokens behind the vocabulary, in order, and returns how many.
+        """Appends new tokens behind the vocabulary, in this order, and returns how many.
 
-        They are found anywhere in the normalised prompt, also inside a word: "<Cat>" is the same as "<cat>".
+        They are found in the normalised prompt before it is split: "<Cat>" is also "<cat>", and is found inside a word.
         """
-        tokens = _checked_prompts(tokens)
-        normal = self._backend.normalizer.normalize_str
-        taken = {normal(token.content) for token in self._backend.get_added_tokens_decoder().values()}
+        tokens = _checked_texts(tokens, "token")
+        normalise = self._backend.normalizer.normalize_str
+        taken = {normalise(token.content) for token in self._backend.get_added_tokens_decoder().values()}
         for token in tokens:
-            if not token.strip() or normal(token) in taken or self._backend.token_to_id(token) is not None:
-                raise UsageError(
-                    f"the token {token!r} cannot be added",
-                    "it is empty, or it is in the vocabulary already (capitals do not count)",
-                    f"choose another name, for example {f'<my-{token.strip()}>'!r}",
-                )
-            taken.add(normal(token))
+            if not token.strip() or normalise(token) in taken or self._backend.token_to_id(token) is not None:
+                why = "it is empty, or the vocabulary has it already (capitals do not count)"
+                raise UsageError(f"the token {token!r} cannot be added", why, "choose another name, such as '<my-style>'")
+            taken.add(normalise(token))
         return self._backend.add_tokens(tokens)
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens vocab.json has: 49,408 in CLIP."""
+        """The number of tokens in vocab.json, without added ones."""
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
-        """The tokens of vocab.json and the added ones: the rows that the embedding table must have."""
+        """The number of all tokens: the rows that the token embedding must have."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def __repr__(self) -> str:
-        return f"CLIPTokenizer({len(self)} tokens, model_max_length={self.model_max_length}, pad_token={self.pad_token!r})"
+        return f"CLIPTokenizer({len(self):,} tokens, {self.model_max_length} positions, padded with {self.pad_token!r})"
 
-    def _add_declared(self, names: dict, added_tokens: dict) -> None:
-        """Makes the backend cut special and added tokens out of a prompt before it splits words, in transformers' order."""
-        named = {_content(value) for value in names.values()}
-        declared = {_content(value) for value in added_tokens.values()}
-        tokens = [_added_token(value, named) for _, value in sorted(added_tokens.items())]
-        # A token that is named twice takes the flags of the last name: SD 1's <|endoftext|> is an object as eos, a string as pad.
-        tokens += [_added_token(value, named) for value in names.values() if _content(value) not in declared]
+    def _declare(self, names: dict, added_tokens: dict) -> None:
+        """Tells the backend which tokens to cut out of a prompt before it is split, in transformers' order."""
+        named = {_content(token) for token in names.values()}
+        declared = {_content(token): number for number, token in sorted(added_tokens.items())}
+        tokens = [_added_token(added_tokens[number], named) for number in declared.values()]
+        # Named twice, a token keeps the last flags: SD 1's <|endoftext|> is a dict as eos, then a string as pad.
+        tokens += [_added_token(token, named) for token in names.values() if _content(token) not in declared]
         self._backend.add_tokens(tokens)
-        for number, value in added_tokens.items():
-            if (actual := self._backend.token_to_id(_content(value))) != number:
-                raise ModelFileError(
-                    f"the added token {_content(value)!r} should have id {number}, but it gets {actual}",
-                    "tokenizer_config.json (or added_tokens.json) does not belong to this vocab.json",
-                    "take all files of the tokenizer folder from one model",
-                )
+        for token, number in declared.items():
+            if (got := self._backend.token_to_id(token)) != number:
+                why = "the files of the tokenizer folder belong to different models"
+                raise ModelFileError(f"the added token {token!r} has id {number} in its file, but gets {got}", why, REFETCH)
+
+
+def _backend(vocab: dict, merges: list, unk_token: str):
+    """Normalise, split, spell and merge, in the compiled `tokenizers` library."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    try:
+        bpe = models.BPE(vocab, merges, unk_token=unk_token, continuing_subword_prefix="", end_of_word_suffix="</w>")
+    except Exception as error:  # the library raises no narrower class
+        raise ModelFileError("merges.txt does not fit vocab.json", f"`tokenizers` says: {error}", REFETCH) from error
+    backend = Tokenizer(bpe)
+    blanks = normalizers.Replace(Regex(r"\s+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _refuse_cut_merges(vocab: dict, merges: list, special: set) -> None:
+    """A merges.txt cut at the end of a line looks whole; but CLIP numbers merge r as 512 + r, and special tokens follow."""
+    follower = next((token for token, i in vocab.items() if i == 512 + len(merges)), None)
+    if vocab.get("".join(merges[-1])) == 511 + len(merges) and follower is not None and follower not in special:
+        raise ModelFileError("merges.txt is cut short", f"after {len(merges):,} merges none makes {follower!r}", REFETCH)
+
+
+def _content(token) -> str:
+    """The text of a token that is given as a string or as a dict with flags."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str) or not content:
+        raise ModelFileError(f"{token!r} is no token", "a token is a string, or an object whose `content` is one", REFETCH)
+    return content
+
+
+def _added_token(token, named: set):
+    """A string is a special token; a dict says so itself, or is one because the tokenizer names it."""
+    from tokenizers import AddedToken
+
+    given = token if isinstance(token, dict) else {"special": True}
+    flags = {flag: given[flag] for flag in ("lstrip", "rstrip", "single_word", "normalized") if flag in given}
+    return AddedToken(_content(token), special=_content(token) in named or given.get("special", False), **flags)
+
+
+def _plain(ids):
+    """NumPy arrays and integers as Python lists and ints; anything else as it is."""
+    return ids.tolist() if isinstance(ids, (np.ndarray, np.generic)) else ids
+
+
+def _checked_texts(text, what: str) -> list[str]:
+    """A string or a list of strings, as a list."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not texts:
+        why = f"a {what} is a string; several are a list of at least one"
+        raise UsageError(f"{text!r:.60} is no {what}", why, 'give "" for an empty one')
+    for i, text in enumerate(texts):
+        name = what if len(texts) == 1 else f"{what} {i}"
+        if not isinstance(text, str):
+            raise UsageError(f"{name} is no string: {text!r:.60}", fix="turn it into a string first")
+        if len(text) > MAX_CHARACTERS:
+            raise UsageError(f"{name} has {len(text):,} characters", f"the limit is {MAX_CHARACTERS:,}", "shorten it")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            why = f"{text[error.start]!r} is half of a surrogate pair: a byte that was no UTF-8 when it was read"
+            fix = "type it again, or read its file with the right encoding"
+            raise UsageError(f"{name} is not valid Unicode at position {error.start}", why, fix) from None
+    return list(texts)
+
+
+def _read_vocabulary(folder: Path) -> tuple[dict, list]:
+    """vocab {token: id} and merges [(left, right), …] by rank."""
+    vocab_file, merges_file, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
+    if whole.exists() and not vocab_file.exists():
+        vocab_file = merges_file = whole
+        model = _read_json(whole).get("model")
+        vocab, lines = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    else:
+        vocab, lines = _read_json(vocab_file), _read_text(merges_file).rstrip().split("\n")
+        lines = lines[1:] if lines[0].startswith("#version") else lines
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    if not ids or not all(isinstance(i, int) for i in ids) or set(ids) != set(range(len(ids))):
+        why = "it must number its tokens 0, 1, 2, … without a gap"
+        raise ModelFileError(f"{vocab_file} is no vocabulary", why, REFETCH)
+    if not isinstance(lines, list) or not lines:
+        raise ModelFileError(f"{merges_file} is broken", "it has no merges", REFETCH)
+    merges = [line.split() if isinstance(line, str) else line for line in lines]  # tokenizer.json: "l r" or ["l", "r"]
+    for rank, pair in enumerate(merges):
+        if not isinstance(pair, list) or len(pair) != 2:
+            why = f"merge {rank} is not two symbols but {lines[rank]!r:.60}"
+            raise ModelFileError(f"{merges_file} is broken", why, REFETCH)
+    return vocab, [tuple(pair) for pair in merges]
+
+
+def _read_settings(folder: Path) -> tuple[dict, dict, int]:
+    """Special tokens by name, added tokens by id, and the number of positions."""
+    config_file = folder / "tokenizer_config.json"
+    config = _read_json(config_file, default={})
+    for field, only in NEUTRAL.items():
+        if config.get(field, only) != only:
+            why = f"it changes the ids, and only {only!r} is implemented"
+            raise ModelFileError(f"{config_file}: {field} = {config[field]!r}", why, "use another tokenizer folder")
+    length = config.get("model_max_length", POSITIONS)
+    if not isinstance(length, (int, float)) or not length >= 2:
+        raise ModelFileError(f"{config_file}: model_max_length = {length!r}", "it must be 2 or more", REFETCH)
+    length = int(length) if length <= MAX_CHARACTERS else POSITIONS  # transformers writes 1e30 for "not known"
+
+    if "added_tokens_decoder" in config:  # sd-turbo; transformers then does not open special_tokens_map.json
+        try:
+            added = {int(number): token for number, token in config["added_tokens_decoder"].items()}
+        except (AttributeError, ValueError) as error:
+            raise ModelFileError(f"{config_file}: added_tokens_decoder is broken", str(error), REFETCH) from error
+    else:
+        whole = _read_json(folder / "tokenizer.json", default={})
+        # May not be missing: SD 2 would be padded with the wrong token, and nobody would see it.
+        config |= _read_json(folder / "special_tokens_map.json", default={} if whole else None)
+        named = {_content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
+        added = {
+            number: {"content": token, "special": token in named, "normalized": token not in named}
+            for token, number in _read_json(folder / "added_tokens.json", default={}).items()
+        }
+        added |= {token["id"]: token for token in whole.get("added_tokens", [])}
+    return {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}, added, length
+
+
+def _read_json(path: Path, default: dict | None = None) -> dict:
+    """The object in the file; `default`, where given, stands for a file that does not exist."""
+    if default is not None and not path.exists():
+        return default
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{path} is broken", f"it is no JSON: {error}", REFETCH) from error
+    if not isinstance(value, dict):
+        raise ModelFileError(f"{path} is broken", f"it holds {type(value).__name__}, not an object", REFETCH)
+    return value
+
+
+def _read_text(path: Path) -> str:
+    """UTF-8 with or without a byte order mark; lines end with \\n."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} does not exist", "a tokenizer folder must have it", REFETCH) from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read", str(error), "check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{path} is broken", f"it is no UTF-8 text: {error}", REFETCH) from error
+    if text.startswith("version https://git-lfs"):
+        raise ModelFileError(f"{path} is only a pointer", "the file itself is kept by Git LFS", "run: git lfs pull")
+    return text

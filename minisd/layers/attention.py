@@ -3,7 +3,7 @@
 import math
 
 from .. import ops
-from ..trace import layer
+from ..tracing import layer
 from .basic import conv2d, group_norm, layer_norm, linear
 
 # Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.

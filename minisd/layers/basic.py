@@ -1,7 +1,7 @@
 """The layers with one weight and one bias: an op applied to the tensors that the checkpoint has under this name."""
 
 from .. import ops
-from ..trace import layer, listening
+from ..tracing import layer, listening
 
 
 @layer

@@ -1,7 +1,7 @@
 """The convolutional half of every block: resnets, and the two ways to change the size."""
 
 from ..ops import silu, upsample_nearest
-from ..trace import layer
+from ..tracing import layer
 from .basic import conv2d, group_norm, linear
 
 

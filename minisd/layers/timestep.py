@@ -1,7 +1,7 @@
 """How the UNet learns which step it is at."""
 
 from .. import ops
-from ..trace import layer
+from ..tracing import layer
 from .basic import linear
 
 

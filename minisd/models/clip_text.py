@@ -10,7 +10,7 @@ from ..config import CLIPTextConfig
 from ..errors import ContractError
 from ..layers.attention import clip_layer
 from ..layers.basic import embedding, layer_norm
-from ..trace import layer
+from ..tracing import layer
 from .model import Model, expect_input
 
 

@@ -14,7 +14,7 @@ from ..layers.attention import spatial_transformer
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
-from ..trace import layer
+from ..tracing import layer
 from .model import Model, expect_input
 
 

@@ -9,7 +9,7 @@ from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..rng import randn
-from ..trace import layer
+from ..tracing import layer
 from .model import Model, expect_input
 
 VAE_NORM_EPS = 1e-6

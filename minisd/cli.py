@@ -1,0 +1,271 @@
+"""The command line. `minisd "a prompt"` is `minisd generate "a prompt"`.
+
+Data goes to stdout, messages and the progress bar to stderr. What can be refused is refused before any weights are read. Only click is
+imported here at the top: `minisd --help` must not wait for NumPy.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from . import __version__
+from .errors import MinisdError, UsageError
+
+INTERRUPTED = 130
+MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+EPILOG = "Exit codes: 0 done, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
+
+
+class PromptGroup(click.Group):
+    """A group whose first word is a prompt unless it is the name of a command or an option of the group."""
+
+    def parse_args(self, ctx, args):
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = ["generate", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=PromptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EPILOG)
+@click.version_option(__version__, prog_name="minisd")
+def cli():
+    """Stable Diffusion in pure NumPy.  minisd "a red apple on a blue background"  makes a picture without network or GPU."""
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("prompt")
+@click.option("-m", "--model", default="tiny", show_default=True, help=MODEL_HELP)
+@click.option("-n", "--negative", default="", help="What the picture should move away from.")
+@click.option("-s", "--seed", type=int, default=-1, show_default=True, help="0 … 2^64−1; −1 takes a random one and prints it.")
+@click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
+@click.option("--cfg-scale", type=float, default=7.5, show_default=True, help="Guidance; 0 … 1 turns it off.")
+@click.option("-W", "--width", type=int, help="Pixels; default: what the model was trained for.")
+@click.option("-H", "--height", type=int, help="Pixels; default: what the model was trained for.")
+@click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
+@click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
+@click.option("--variant", help="File variant to read, such as fp16.")
+@click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
+@click.option("-o", "--output", default="minisd.png", show_default=True, help="png, webp, jpg, bmp or tiff; numbered if it exists.")
+@click.option("--frames", help="Also save what every step has in mind: a .gif, .webp or .png animation, or a folder.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--no-metadata", is_flag=True, help="Do not write the recipe into the PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
+@click.option("-q", "--quiet", is_flag=True, help="No messages, no progress bar.")
+def generate(**options):
+    """Make a picture from PROMPT and print its path."""
+    quiet, as_json = options["quiet"], options["as_json"]
+    say = (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+    plan = Plan.check(options)
+    say(plan.describe())
+
+    start = time.perf_counter()
+    pipe = plan.load()
+    say(f"loaded in {time.perf_counter() - start:.1f} s")
+    from . import ops
+
+    start = time.perf_counter()
+    with ops.using(profile="exact" if options["exact"] else "fast"), stop_after_step() as stop:
+        latents, kept = run_steps(pipe, plan, stop, quiet)
+        seconds = time.perf_counter() - start
+        path = plan.save(pipe, latents, kept, partial=stop.asked)
+    say(f"{len(kept)} steps in {seconds:.1f} s" if not stop.asked else f"interrupted after {len(kept)} steps; saved what there was")
+    click.echo(json.dumps({"path": str(path), "seconds": round(seconds, 3), **plan.recipe(pipe)}, ensure_ascii=False) if as_json else path)
+    if stop.asked:
+        sys.exit(INTERRUPTED)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("repo")
+@click.option("--variant", help="File variant to fetch, such as fp16.")
+@click.option("--revision", help="Branch, tag or commit.")
+def fetch(repo, variant, revision):
+    """Download the hub model REPO once, for later use without network, and print its folder."""
+    from .checkpoint import resolve
+
+    click.echo(resolve(repo, variant=variant, revision=revision))
+
+
+# ----- a run of `generate` -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked options of a run: everything that can be refused has been, and no weights are in memory yet."""
+
+    options: dict
+    seed: int
+    output: Path
+    frames: Path | None
+    folder: Path
+    scheduler: object
+    request: object
+    weights: int  # bytes
+    activations: int  # bytes
+
+    @classmethod
+    def check(cls, o: dict) -> "Plan":
+        """Checks the options, first those that need no model, then those that need its configs."""
+        import secrets
+
+        from . import image
+        from .checkpoint import component_shapes, read_component_config, resolve
+        from .pipeline import check_device, read_scheduler_config
+        from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
+        from .schedulers import SCHEDULERS, scheduler_from_config
+
+        check_prompts(o["prompt"])
+        seed = secrets.randbits(32) if o["seed"] == -1 else check_seed(o["seed"])
+        if not 0.0 <= o["eta"] <= 1.0:
+            raise UsageError(f"eta is {o['eta']}", "it is the share of fresh noise in each step", "choose eta from 0 … 1")
+        if o["scheduler"] not in (None, *SCHEDULERS):
+            raise UsageError(f"there is no scheduler {o['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
+        check_device(o["device"])
+        output = image.check_output(o["output"], force=o["force"])
+        frames = Path(o["frames"]) if o["frames"] else None
+        if frames and frames.suffix:
+            frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
+
+        folder = resolve(o["model"], variant=o["variant"])
+        config = read_scheduler_config(folder)
+        scheduler = SCHEDULERS[o["scheduler"]].from_config(config) if o["scheduler"] else scheduler_from_config(config)
+        unet, vae, text = (read_component_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+        request = Request.check(
+            unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=o["height"], width=o["width"], num_inference_steps=o["steps"],
+            num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"],
+        )  # fmt: skip
+        itemsize = 8 if o["dtype"] == "float64" else 4
+        weights = itemsize * sum(math.prod(shape) for config in (unet, vae, text) for shape in component_shapes(config).values())
+        activations = activation_bytes(request, vae, unet, itemsize)
+        check_memory(activations, request, weights)
+        return cls(o, seed, output, frames, folder, scheduler, request, weights, activations)
+
+    def describe(self) -> str:
+        r, o = self.request, self.options
+        gigabytes = (self.weights + self.activations) / 1e9
+        return (
+            f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__} · guidance {r.guidance_scale:g} · "
+            f"seed {self.seed} · {o['dtype']} · about {gigabytes:.1f} GB of memory"
+        )
+
+    def load(self):
+        from .pipeline import StableDiffusionPipeline
+
+        o = self.options
+        pipe = StableDiffusionPipeline.from_pretrained(self.folder, device=o["device"], dtype=o["dtype"], variant=o["variant"])
+        pipe.scheduler = self.scheduler
+        return pipe
+
+    def recipe(self, pipe) -> dict:
+        """Everything that made the picture."""
+        import numpy as np
+
+        o, r = self.options, self.request
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return {
+            "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
+            "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
+            "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
+            "numpy": np.__version__, "blas": f"{blas.get('name')} {blas.get('version')}",
+        }  # fmt: skip
+
+    def save(self, pipe, latents, kept: list, partial: bool):
+        """Decodes and writes the picture, and the frames if asked for; an interrupted run writes name.partial.png."""
+        from . import image
+
+        picture = pipe.to_images(latents)[0]
+        path = image.free_name(self.output.with_suffix(f".partial{self.output.suffix}")) if partial else self.output
+        image.save_image(picture, path, None if self.options["no_metadata"] else self.recipe(pipe))
+        if self.frames:
+            image.save_animation([pipe.to_images(x)[0] for x in kept], self.frames)
+        return path
+
+
+def run_steps(pipe, plan: Plan, stop, quiet: bool):
+    """Runs the loop under a progress bar. Returns the last latents, and for each step what the UNet has in mind."""
+    from tqdm import tqdm
+
+    o, r = plan.options, plan.request
+    steps = pipe.steps(
+        o["prompt"], negative_prompt=o["negative"], seed=plan.seed, num_inference_steps=o["steps"], guidance_scale=o["cfg_scale"],
+        eta=o["eta"], width=r.width, height=r.height,
+    )  # fmt: skip
+    latents, kept = None, []
+    total = len(pipe.scheduler.timesteps)
+    for step in tqdm(steps, total=total, unit="step", file=sys.stderr, disable=True if quiet else None, leave=False):
+        latents = step.latents
+        kept.append(step.latents if step.pred_original_sample is None else step.pred_original_sample)
+        if stop.asked:
+            break
+    return latents, kept
+
+
+@contextmanager
+def stop_after_step():
+    """Inside the block the first Ctrl-C asks to stop after this step; the second one stops at once."""
+
+    class Stop:
+        asked = False
+
+    def ask(signum, frame):
+        Stop.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        click.echo("\nstopping after this step (Ctrl-C again stops at once)", err=True)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield Stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ----- errors --------------------------------------------------------------------------------------------------------------
+
+
+def main(args: list[str] | None = None):
+    """Runs the command line and exits with the code of the table in `errors.py`."""
+    args = sys.argv[1:] if args is None else args
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    if "-q" not in args and "--quiet" not in args:
+        logging.getLogger("minisd").setLevel(logging.INFO)
+    try:
+        cli.main(args, prog_name="minisd", standalone_mode=False)
+    except MinisdError as error:
+        fail(args, error, error.exit_code)
+    except click.ClickException as error:
+        fail(args, error, error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except MemoryError as error:
+        fail(args, MinisdError("out of memory", str(error), "choose a smaller picture with -W and -H"), 4)
+    except Exception as error:
+        if os.environ.get("MINISD_DEBUG"):
+            raise
+        fix = "please report it with the command you ran; MINISD_DEBUG=1 shows the traceback"
+        fail(args, MinisdError(f"a bug in minisd: {type(error).__name__}: {error}", "this should not happen", fix), 70)
+
+
+def fail(args, error, code: int):
+    """Prints the error, as JSON on stdout if asked for, else in three lines on stderr, and exits."""
+    if os.environ.get("MINISD_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if "--json" in args:
+        what = {k: getattr(error, k, "") for k in ("what", "why", "fix")} if isinstance(error, MinisdError) else {"what": error.format_message()}
+        click.echo(json.dumps({"error": {**what, "exit_code": code}}))
+    elif isinstance(error, MinisdError):
+        click.echo(f"error: {error}".encode("utf-8", "backslashreplace").decode(), err=True)
+    else:
+        error.show()
+    sys.exit(code)

@@ -1,0 +1,256 @@
+"""From a prompt to a picture: text → ids → context → denoise, step by step → latents → pixels.
+
+    pipe = StableDiffusionPipeline.from_pretrained("tiny")
+    image = pipe("a red apple on a blue background", num_inference_steps=25, seed=32).images[0]
+
+    for step in pipe.steps("a red apple", num_inference_steps=25, seed=32):     # the same loop, open to be watched and changed
+        step.latents = edit(step.latents)
+"""
+
+import inspect
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+
+from . import rng
+from .errors import UsageError
+from .image import latents_to_unit, unit_to_pil
+from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .request import Request, activation_bytes, check_memory, check_seed
+from .tracing import check_finite
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+
+@dataclass
+class Step:
+    """One turn of the denoising loop. Assign to `latents` and the next step goes on from there.
+
+    index: 0 … len(timesteps) − 1 (PNDM has one more timestep than asked for)        t: the timestep that the UNet was told
+    latents: x after this step [B, 4, H, W]        noise_pred: the guided prediction, of the scheduler's prediction_type
+    pred_original_sample: the picture the UNet has in mind now, as latents; None where the scheduler does not say
+    """
+
+    index: int
+    t: float
+    latents: np.ndarray
+    noise_pred: np.ndarray
+    pred_original_sample: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """images: PIL images, or an array [B, H, W, 3] in 0 … 1, or the latents [B, 4, H/8, W/8], by output_type."""
+
+    images: object
+
+
+def classifier_free_guidance(uncond, cond, scale, rescale=0.0):
+    """ε = ε_uncond + s · (ε_cond − ε_uncond): away from what the empty prompt predicts, towards the prompt.
+
+    Ho & Salimans, arXiv:2207.12598. rescale φ > 0 brings the deviation back to that of ε_cond: Lin et al., arXiv:2305.08891, eq. 15–16.
+    """
+    guided = uncond + scale * (cond - uncond)
+    if rescale:
+        axes = tuple(range(1, guided.ndim))
+        deviations = cond.std(axis=axes, keepdims=True, ddof=1) / guided.std(axis=axes, keepdims=True, ddof=1)  # as torch's std
+        guided = rescale * (guided * deviations) + (1.0 - rescale) * guided
+    return guided
+
+
+class StableDiffusionPipeline:
+    """The five parts of Stable Diffusion and the loop that joins them. Every part can be replaced: `pipe.scheduler = …`."""
+
+    def __init__(self, *, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer, unet: UNet2DConditionModel, scheduler, name: str = ""):
+        self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler = vae, text_encoder, tokenizer, unet, scheduler
+        self.name = name
+
+    @classmethod
+    def from_pretrained(cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None):
+        """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, or a hub id such as "CompVis/stable-diffusion-v1-4".
+
+        dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
+        Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
+        """
+        from .checkpoint import read_model_index, resolve
+        from .schedulers import scheduler_from_config
+        from .tokenizer import CLIPTokenizer
+
+        check_device(device)
+        folder = resolve(str(model), variant=variant, revision=revision)
+        read_model_index(folder)
+        load = dict(dtype=dtype, variant=variant)
+        return cls(
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+            scheduler=scheduler_from_config(read_scheduler_config(folder)),
+            text_encoder=CLIPTextModel.from_pretrained(folder, **load),
+            unet=UNet2DConditionModel.from_pretrained(folder, **load),
+            vae=AutoencoderKL.from_pretrained(folder, **load),
+            name=str(model),
+        )
+
+    def astype(self, dtype: str) -> "StableDiffusionPipeline":
+        """The same pipeline in another dtype; `pipe.astype("float64")` is the oracle that errors are measured against."""
+        return StableDiffusionPipeline(
+            vae=self.vae.astype(dtype), text_encoder=self.text_encoder.astype(dtype), unet=self.unet.astype(dtype),
+            tokenizer=self.tokenizer, scheduler=type(self.scheduler).from_config(self.scheduler.config), name=self.name,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.unet.dtype
+
+    @property
+    def trace_patterns(self) -> tuple:
+        return tuple(f"{part}*" for part in ("text_encoder", "unet", "vae"))
+
+    # ----- the parts of a run ----------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, prompt: list[str]) -> np.ndarray:
+        """Texts to the vectors that the UNet attends to.        -> [B, 77, C]"""
+        ids = self.tokenizer(prompt, max_length=self.text_encoder.config.max_position_embeddings).input_ids
+        return check_finite(lambda: self.text_encoder(ids), "the text encoder")
+
+    def prepare_latents(self, request: Request, generator=None, latents=None) -> np.ndarray:
+        """Noise of the size asked for (or the given noise), at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
+        f = self.vae.config.downscale
+        shape = (request.batch, self.unet.config.in_channels, request.height // f, request.width // f)
+        if latents is None:
+            latents = rng.randn(shape, generator, dtype=self.dtype.name)
+        elif latents.shape != shape:
+            raise UsageError(f"latents has the shape {list(latents.shape)}", "", f"give {list(shape)} for this size and batch")
+        return latents.astype(self.dtype) * self.scheduler.init_noise_sigma
+
+    def predict_noise(self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False):
+        """The UNet's guided prediction at one step.
+
+        latents [B, 4, H, W], already scaled for the model; context [2B, T, C], the negative prompts first, or [B, T, C] without guidance.
+        two_passes: the two halves one after the other, in half the memory; equal to the doubled batch but for rounding.
+        """
+        if len(context) == len(latents):
+            return self.unet(latents, t, context)
+        uncond, cond = np.split(context, 2)
+        if two_passes:
+            halves = self.unet(latents, t, uncond), self.unet(latents, t, cond)
+        else:
+            halves = np.split(self.unet(np.concatenate((latents, latents)), t, context), 2)
+        return classifier_free_guidance(*halves, guidance_scale, guidance_rescale)
+
+    def decode_latents(self, latents) -> np.ndarray:
+        """Latents to pixels in 0 … 1.        [B, 4, H, W] -> [B, 8H, 8W, 3]"""
+        z = latents / self.vae.config.scaling_factor
+        return latents_to_unit(check_finite(lambda: self.vae.decode(z), "the VAE decoder"))
+
+    # ----- the run ---------------------------------------------------------------------------------------------------------
+
+    def steps(
+        self, prompt=None, *, height: int | None = None, width: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 7.5,
+        negative_prompt=None, num_images_per_prompt: int = 1, eta: float = 0.0, generator=None, seed=None, latents=None,
+        prompt_embeds=None, negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None,
+    ) -> Iterator[Step]:  # fmt: skip
+        """The denoising loop as a generator: yields a `Step` after each one; takes what `__call__` takes.
+
+        Everything is checked, and the prompt encoded, before the first step is asked for.
+        """
+        request = self.check(
+            prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
+            height=height, width=width, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+        )  # fmt: skip
+        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize), request)
+        generator = make_generators(generator, seed, request.batch)
+        context = self._context(request, prompt_embeds, negative_prompt_embeds)
+        scheduler = self.scheduler
+        scheduler.set_timesteps(request.num_inference_steps)
+        x = self.prepare_latents(request, generator, latents)
+        accepted = inspect.signature(scheduler.step).parameters  # only DDIM takes eta and a generator
+        options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+
+        def loop(x, context):
+            for i, t in enumerate(scheduler.timesteps):
+                x_in = scheduler.scale_model_input(x, t)
+                noise_pred = check_finite(
+                    lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes),
+                    f"the UNet, step {i + 1} of {len(scheduler.timesteps)}", step=i,
+                )  # fmt: skip
+                result = scheduler.step(noise_pred, t, x, **options)
+                step = Step(i, t.item(), result.prev_sample, noise_pred, getattr(result, "pred_original_sample", None))
+                if callback_on_step_end is not None:
+                    changed = callback_on_step_end(self, i, t, {"latents": step.latents, "prompt_embeds": context}) or {}
+                    step.latents, context = changed.get("latents", step.latents), changed.get("prompt_embeds", context)
+                yield step
+                x = step.latents
+
+        return loop(x, context)
+
+    def __call__(self, prompt=None, *, output_type: str = "pil", seed=None, generator=None, **options) -> Output:
+        """Makes pictures.
+
+        prompt: a text or a list of texts        negative_prompt: what to move away from (default "")
+        height, width: pixels (default: what the model was trained for)        num_inference_steps: 1 … 1000
+        guidance_scale: above 1 the picture follows the prompt more closely than the data did        guidance_rescale: 0 … 1
+        seed: 0 … 2⁶⁴−1, one for each picture as a list, or None for fresh noise; torch's `manual_seed(seed)` on the CPU gives the same picture
+        generator: a `minisd.Generator`, or one for each picture, instead of a seed        num_images_per_prompt
+        latents [B, 4, H/8, W/8]: noise of your own        prompt_embeds, negative_prompt_embeds [B, T, C]: instead of texts
+        eta: DDIM's share of fresh noise        two_passes: guidance in two UNet calls, in less memory
+        output_type: "pil", "np" ([B, H, W, 3] in 0 … 1) or "latent"
+        callback_on_step_end(pipe, index, t, {"latents", "prompt_embeds"}): may return a dict with either of them changed
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UsageError(f"output_type is {output_type!r}", "", f"use one of {', '.join(OUTPUT_TYPES)}")
+        x = None
+        for step in self.steps(prompt, seed=seed, generator=generator, **options):
+            x = step.latents
+        return Output(x if output_type == "latent" else self.to_images(x, output_type))
+
+    def to_images(self, latents, output_type: str = "pil"):
+        """Latents to pictures of the given type."""
+        pixels = self.decode_latents(latents)
+        return pixels if output_type == "np" else unit_to_pil(pixels)
+
+    def check(self, **request) -> Request:
+        """Checks the arguments of a run against this model's configs. Raises UsageError."""
+        return Request.check(self.unet.config, self.vae.config, num_train_timesteps=self.scheduler.config.num_train_timesteps, **request)
+
+    def _context(self, request: Request, prompt_embeds, negative_prompt_embeds) -> np.ndarray:
+        """[negative, positive] prompt vectors, each repeated for its pictures; only the positive ones without guidance."""
+        cond = self.encode_prompt(request.prompts) if prompt_embeds is None else prompt_embeds.astype(self.dtype)
+        cond = cond.repeat(request.num_images_per_prompt, axis=0)
+        if not request.guided:
+            return cond
+        uncond = self.encode_prompt(request.negative_prompts) if negative_prompt_embeds is None else negative_prompt_embeds.astype(self.dtype)
+        uncond = uncond.repeat(request.num_images_per_prompt, axis=0)
+        if uncond.shape != cond.shape:
+            raise UsageError(f"negative prompt vectors {list(uncond.shape)} beside {list(cond.shape)}", "", "make both for the same number of tokens")
+        return np.concatenate((uncond, cond))
+
+    def __repr__(self) -> str:
+        return f"StableDiffusionPipeline({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+
+
+def check_device(device: str):
+    """Only the CPU computes so far."""
+    if device not in ("cpu", "auto"):
+        raise UsageError(f"device {device!r} is not available", "this version computes on the CPU only", "leave the device at cpu")
+
+
+def read_scheduler_config(folder) -> dict:
+    from .checkpoint import read_json
+
+    return read_json(folder / "scheduler" / "scheduler_config.json")
+
+
+def make_generators(generator, seed, batch: int):
+    """The generator of a run from a seed or a list of seeds. One seed for a batch draws it from one stream, as in diffusers."""
+    if generator is not None and seed is not None:
+        raise UsageError("give either a seed or a generator", "both were given", "leave one of them out")
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != batch:
+            raise UsageError(f"{len(seed)} seeds for {batch} pictures", "", "give one seed for the batch, or one for each picture")
+        return [rng.Generator(check_seed(s)) for s in seed]
+    if seed is not None:
+        return rng.Generator(check_seed(seed))
+    return generator if generator is not None else rng.Generator(secrets.randbits(32))

@@ -1,0 +1,283 @@
+"""What every sampler shares: its settings (read, kept, handed on to another sampler), its place in the schedule, adding noise.
+
+The mathematics is in `schedule.py` and in one file per sampler.
+"""
+
+import functools
+import inspect
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend import array_module, to_numpy
+from ..errors import ContractError, ModelFileError, UsageError
+from .schedule import PREDICTION_TYPES, TIMESTEP_SPACINGS, cumulative_alphas, is_whole, make_betas, refuse_unknown
+from .schedule import x0_and_eps, zero_terminal_snr
+
+_LOG = logging.getLogger("minisd")
+
+# The settings of all samplers of diffusers. Those of another class are kept in the config for whoever reads it next.
+KNOWN_SETTINGS = frozenset(
+    """algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
+    lower_order_final predict_x0 rho shift_terminal sigma_data sigma_max sigma_min sigma_schedule solver_order solver_p solver_type
+    time_shift_type timestep_type use_dynamic_shifting use_flow_sigmas use_lu_lambdas variance_type
+    beta_end beta_schedule beta_start clip_sample clip_sample_range compat dynamic_thresholding_ratio num_train_timesteps
+    prediction_type rescale_betas_zero_snr sample_max_value set_alpha_to_one skip_prk_steps steps_offset thresholding
+    timestep_spacing trained_betas use_beta_sigmas use_exponential_sigmas use_karras_sigmas""".split()
+)
+
+
+class Config(dict):
+    """The settings of a scheduler: a read-only dict whose keys are attributes too, `config.beta_start` (diffusers `FrozenDict`)."""
+
+    def __getattr__(self, name: str):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the scheduler's config has no {name!r}") from None
+
+    def _read_only(self, *args, **kwargs):
+        raise TypeError("a scheduler's config is read-only; build a new scheduler: from_config(config, key=value)")
+
+    __setattr__ = __setitem__ = __delitem__ = __ior__ = _read_only
+    clear = pop = popitem = setdefault = update = _read_only
+
+    def __reduce__(self):  # copy and pickle would fill an empty dict
+        return Config, (dict(self),)
+
+
+@dataclass(frozen=True)
+class SchedulerOutput:
+    """What `step` returns, both like `sample`."""
+
+    prev_sample: Any  # one step nearer to the picture
+    pred_original_sample: Any  # the x0 that the model sees now
+
+
+def keeps_config(init):
+    """Keeps the arguments of `__init__` as `self.config`, and under `_use_default_values` which of them nobody gave."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def initialise(self, *args, **kwargs):
+        bound = signature.bind(self, *args, **kwargs)
+        given = set(bound.arguments)
+        bound.apply_defaults()
+        settings = {name: value for name, value in bound.arguments.items() if name != "self"}
+        defaults = [name for name in settings if name not in given]
+        self.config = Config(settings | ({"_use_default_values": defaults} if defaults else {}))
+        init(self, *args, **kwargs)
+
+    return initialise
+
+
+class Scheduler:
+    """The part of a sampler that is no mathematics. `timesteps` are descending; `alphas_cumprod` etc. are float32 [T]."""
+
+    order = 1  # model calls per entry of `timesteps`
+
+    # ---- settings ----
+
+    @classmethod
+    def from_config(cls, config: dict, **overrides):
+        """The sampler for a config.json's dict or another scheduler's `.config`, ours or diffusers'; keywords win.
+
+        A setting that nobody ever gave, filled in by the default of another class, does not come along: the default of this
+        class holds (LMS spaces timesteps by linspace, PNDM by leading). diffusers `ConfigMixin.from_config`.
+        """
+        if not isinstance(config, dict):
+            raise UsageError(
+                f"{cls.__name__}.from_config needs a dict, not {config!r}", "", f"for a folder use {cls.__name__}.from_pretrained"
+            )
+        unset = ("_use_default_values", *config.get("_use_default_values", ()))
+        given = {name: value for name, value in config.items() if name not in unset}
+        own = set(inspect.signature(cls).parameters)
+        for name in overrides:
+            if name not in own and name not in given:
+                raise UsageError(f"{cls.__name__} has no setting {name!r}", "", f"it has {', '.join(sorted(own))}")
+        given |= overrides
+        unknown = sorted(name for name in given if name not in own | KNOWN_SETTINGS and not name.startswith("_"))
+        if unknown:
+            _LOG.warning("%s ignores settings that no scheduler knows: %s", cls.__name__, ", ".join(unknown))
+        if given.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in own:
+            raise UsageError(
+                f"{cls.__name__} does not implement rescale_betas_zero_snr = True",
+                "the model was trained up to pure noise, where this sampler divides by zero; diffusers drops the setting silently",
+                "use DDIMScheduler (--scheduler ddim), or from_config(config, rescale_betas_zero_snr=False) to drop it too",
+            )
+        scheduler = cls(**{name: value for name, value in given.items() if name in own})
+        foreign = {name: value for name, value in given.items() if name not in own}
+        if "_class_name" in foreign:
+            foreign["_class_name"] = cls.__name__
+        scheduler.config = Config(scheduler.config | foreign)
+        return scheduler
+
+    @classmethod
+    def from_pretrained(cls, folder, subfolder: str | None = None):
+        """The sampler for `scheduler_config.json` in a local folder (diffusers layout: subfolder="scheduler")."""
+        return cls.from_config(read_config(folder, subfolder))
+
+    def _common_settings(self):
+        """Checks the settings that all samplers have, and builds the tables."""
+        config = self.config
+        refuse_unknown("prediction_type", config.prediction_type, PREDICTION_TYPES)
+        refuse_unknown("timestep_spacing", config.timestep_spacing, TIMESTEP_SPACINGS)
+        for name in ("beta_start", "beta_end"):
+            value = config[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise UsageError(f"{name} = {value!r}", "β is the variance that one timestep adds", "use a number between 0 and 1")
+        if not is_whole(config.steps_offset) or config.steps_offset < 0:
+            raise UsageError(f"steps_offset = {config.steps_offset!r}", "", "use 0 or 1 (Stable Diffusion)")
+        T = config.num_train_timesteps
+        self.betas = make_betas(config.beta_schedule, config.beta_start, config.beta_end, T, config.trained_betas)
+        if config.get("rescale_betas_zero_snr"):
+            self.betas = zero_terminal_snr(self.betas)
+        self.alphas = np.float32(1) - self.betas
+        self.alphas_cumprod = cumulative_alphas(self.betas)
+        self.num_inference_steps = None
+        self.timesteps = np.arange(T, dtype=np.int64)[::-1].copy()
+        self._restart()
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.config.num_train_timesteps
+
+    def __len__(self) -> int:
+        return self.num_train_timesteps
+
+    # ---- the place in the schedule ----
+
+    def _restart(self):
+        self.begin_index, self._here = None, None  # _here: the entries of `timesteps` the last step may have been at
+
+    @property
+    def step_index(self) -> int | None:
+        """The index of the next step, None before the first."""
+        return None if self._here is None else int(self._here[0]) + 1
+
+    def set_begin_index(self, begin_index: int = 0):
+        """Says that the run starts at `timesteps[begin_index]` (image to image). Without it the first timestep tells."""
+        self.begin_index = begin_index
+
+    def _find(self, timestep):
+        """All indices of a timestep (PNDM runs some twice): int64 [1 or more]."""
+        found = np.flatnonzero(self.timesteps == float(timestep))
+        if not found.size:
+            raise UsageError(
+                f"timestep {float(timestep):g} is not in the schedule",
+                f"it has {len(self.timesteps)} timesteps, {self.timesteps[0]:g} to {self.timesteps[-1]:g}; an index is not a timestep",
+                "loop `for t in scheduler.timesteps` and pass t",
+            )
+        return found
+
+    def _ready(self):
+        if self.num_inference_steps is None:
+            raise UsageError("step() before set_timesteps()", "", "call scheduler.set_timesteps(num_inference_steps) first")
+
+    def _advance(self, timestep) -> int:
+        """The index of this step. A sampler that remembers takes each timestep once and in order, from wherever it starts."""
+        self._ready()
+        here = self._find(timestep)
+        if self._here is not None:
+            expected = self._here + 1
+        else:
+            expected = here if self.begin_index is None else np.array([self.begin_index], dtype=np.int64)
+        here = np.intersect1d(here, expected)
+        if not here.size:
+            ahead = [f"{self.timesteps[i]:g}" for i in expected if i < len(self.timesteps)]
+            raise UsageError(
+                f"step() at timestep {float(timestep):g}, but " + (f"{ahead[0]} is next" if ahead else "the run is over"),
+                f"{type(self).__name__} remembers earlier steps, so each timestep is taken once and in order",
+                "to look at x0 without stepping use predict(model_output, t, sample); to start again call set_timesteps",
+            )
+        self._here = here
+        return int(here[0])
+
+    # ---- x = a·x0 + s·ε ----
+
+    def scales(self, timestep) -> tuple[float, float]:
+        """a and s of x = a·x0 + s·ε at a timestep."""
+        raise NotImplementedError
+
+    def predict(self, model_output, timestep, sample):
+        """x0 and ε as the model sees them at this timestep, without taking a step: two arrays like `sample`."""
+        model_output = like(sample, "sample", model_output, "model_output")
+        return x0_and_eps(self.config.prediction_type, model_output, sample, *self.scales(timestep))
+
+    def scale_model_input(self, sample, timestep=None):
+        """The array that the model wants to see at this timestep, like `sample`: the sample itself, except for LMS."""
+        return sample
+
+    def add_noise(self, original_samples, noise, timesteps):
+        """x = a·x0 + s·ε: float [B, …] twice, one timestep or B of them -> like `original_samples`."""
+        noise = like(original_samples, "original_samples", noise, "noise")
+        a, s = self._scales_of_each(original_samples, timesteps)
+        return a * original_samples + s * noise
+
+    def _scales_of_each(self, x, timesteps):
+        """a and s for one timestep as floats, for one timestep an image as arrays [B, 1, …] that broadcast over x."""
+        timesteps = np.reshape(to_numpy(timesteps), -1)
+        if timesteps.size == 1:
+            return self.scales(timesteps[0])
+        if timesteps.size != len(x):
+            raise ContractError(f"{timesteps.size} timesteps for {len(x)} images", "", "pass one timestep, or one for each image")
+        shape = (-1, *(1,) * (x.ndim - 1))
+        pairs = [self.scales(t) for t in timesteps]
+        return tuple(array_module(x).asarray(column, dtype=x.dtype).reshape(shape) for column in zip(*pairs))
+
+
+class VariancePreserving(Scheduler):
+    """x = √ᾱ·x0 + √(1−ᾱ)·ε at whole timesteps 0 … T−1."""
+
+    init_noise_sigma = 1.0
+
+    def _final_alpha(self, set_alpha_to_one: bool) -> float:
+        """ᾱ of the picture itself: 1, or by official configs ᾱ_0 = 0.99915, so that a last trace of noise stays."""
+        return 1.0 if set_alpha_to_one else float(self.alphas_cumprod[0])
+
+    def alpha(self, t: int) -> float:
+        """ᾱ at timestep t; before the first (t < 0) the picture's own."""
+        return float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha_cumprod
+
+    def scales(self, timestep) -> tuple[float, float]:
+        """a = √ᾱ, s = √(1−ᾱ)."""
+        if float(timestep) not in range(len(self)):
+            raise UsageError(f"timestep {timestep} is not in the table", "", f"use a whole number from 0 to {len(self) - 1}")
+        alpha = self.alpha(int(timestep))
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
+
+def like(x, x_name: str, y, y_name: str):
+    """y in the dtype of x, after a check that both are float arrays of one shape and one owner."""
+    for name, array in ((x_name, x), (y_name, y)):
+        if getattr(getattr(array, "dtype", None), "kind", None) != "f":
+            raise ContractError(f"{name} is no float array of NumPy or CuPy", f"it is {type(array).__name__}", "")
+    if x.shape != y.shape:
+        raise ContractError(
+            f"{x_name} {x.shape} and {y_name} {y.shape} differ in shape",
+            "one would silently be repeated to fit the other",
+            "with guidance, combine the two halves of the model's output first",
+        )
+    array_module(x, y, names=(x_name, y_name))
+    return y.astype(x.dtype, copy=False)
+
+
+def read_config(folder, subfolder: str | None = None) -> dict:
+    """The parsed scheduler_config.json of a local folder."""
+    path = Path(folder, subfolder or "", "scheduler_config.json")
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelFileError(
+            f"{path} cannot be read", str(error.strerror), "pass a local folder; inside a pipeline folder add subfolder='scheduler'"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is not JSON", str(error), "fetch the file again") from None
+    if not isinstance(config, dict):
+        raise ModelFileError(f"{path} holds {type(config).__name__}, not an object", "", "fetch the file again")
+    return config
