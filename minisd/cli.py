@@ -115,16 +115,14 @@ class Plan:
     @classmethod
     def check(cls, o: dict) -> "Plan":
         """Checks the options, first those that need no model, then those that need its configs."""
-        import secrets
-
-        from . import image
+        from . import image, rng
         from .checkpoint import component_shapes, read_component_config, resolve
-        from .pipeline import check_device, read_scheduler_config
+        from .pipeline import check_device
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
-        from .schedulers import SCHEDULERS, scheduler_from_config
+        from .schedulers import SCHEDULERS, load_scheduler
 
         check_prompts(o["prompt"])
-        seed = secrets.randbits(32) if o["seed"] == -1 else check_seed(o["seed"])
+        seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])
         if not 0.0 <= o["eta"] <= 1.0:
             raise UsageError(f"eta is {o['eta']}", "it is the share of fresh noise in each step", "choose eta from 0 … 1")
         if o["scheduler"] not in (None, *SCHEDULERS):
@@ -136,8 +134,10 @@ class Plan:
             frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
 
         folder = resolve(o["model"], variant=o["variant"])
-        config = read_scheduler_config(folder)
-        scheduler = SCHEDULERS[o["scheduler"]].from_config(config) if o["scheduler"] else scheduler_from_config(config)
+        if o["scheduler"]:
+            scheduler = SCHEDULERS[o["scheduler"]].from_pretrained(folder, "scheduler")
+        else:
+            scheduler = load_scheduler(folder)
         unet, vae, text = (read_component_config(folder, part) for part in ("unet", "vae", "text_encoder"))
         request = Request.check(
             unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=o["height"], width=o["width"], num_inference_steps=o["steps"],
@@ -203,7 +203,7 @@ def run_steps(pipe, plan: Plan, stop, quiet: bool):
     total = len(pipe.scheduler.timesteps)
     for step in tqdm(steps, total=total, unit="step", file=sys.stderr, disable=True if quiet else None, leave=False):
         latents = step.latents
-        kept.append(step.latents if step.pred_original_sample is None else step.pred_original_sample)
+        kept.append(step.pred_original_sample)
         if stop.asked:
             break
     return latents, kept

@@ -8,7 +8,6 @@
 """
 
 import inspect
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -31,14 +30,14 @@ class Step:
 
     index: 0 … len(timesteps) − 1 (PNDM has one more timestep than asked for)        t: the timestep that the UNet was told
     latents: x after this step [B, 4, H, W]        noise_pred: the guided prediction, of the scheduler's prediction_type
-    pred_original_sample: the picture the UNet has in mind now, as latents; None where the scheduler does not say
+    pred_original_sample: the picture that the UNet has in mind at this step, as latents
     """
 
     index: int
     t: float
     latents: np.ndarray
     noise_pred: np.ndarray
-    pred_original_sample: np.ndarray | None
+    pred_original_sample: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class StableDiffusionPipeline:
         Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
         """
         from .checkpoint import read_model_index, resolve
-        from .schedulers import scheduler_from_config
+        from .schedulers import load_scheduler
         from .tokenizer import CLIPTokenizer
 
         check_device(device)
@@ -85,7 +84,7 @@ class StableDiffusionPipeline:
         load = dict(dtype=dtype, variant=variant)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            scheduler=scheduler_from_config(read_scheduler_config(folder)),
+            scheduler=load_scheduler(folder),
             text_encoder=CLIPTextModel.from_pretrained(folder, **load),
             unet=UNet2DConditionModel.from_pretrained(folder, **load),
             vae=AutoencoderKL.from_pretrained(folder, **load),
@@ -177,7 +176,9 @@ class StableDiffusionPipeline:
                     f"the UNet, step {i + 1} of {len(scheduler.timesteps)}", step=i,
                 )  # fmt: skip
                 result = scheduler.step(noise_pred, t, x, **options)
-                step = Step(i, t.item(), result.prev_sample, noise_pred, getattr(result, "pred_original_sample", None))
+                x0 = getattr(result, "pred_original_sample", None)
+                x0 = scheduler.predict(noise_pred, t, x)[0] if x0 is None else x0  # PNDM's step does not say
+                step = Step(i, t.item(), result.prev_sample, noise_pred, x0)
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": step.latents, "prompt_embeds": context}) or {}
                     step.latents, context = changed.get("latents", step.latents), changed.get("prompt_embeds", context)
@@ -237,12 +238,6 @@ def check_device(device: str):
         raise UsageError(f"device {device!r} is not available", "this version computes on the CPU only", "leave the device at cpu")
 
 
-def read_scheduler_config(folder) -> dict:
-    from .checkpoint import read_json
-
-    return read_json(folder / "scheduler" / "scheduler_config.json")
-
-
 def make_generators(generator, seed, batch: int):
     """The generator of a run from a seed or a list of seeds. One seed for a batch draws it from one stream, as in diffusers."""
     if generator is not None and seed is not None:
@@ -253,4 +248,4 @@ def make_generators(generator, seed, batch: int):
         return [rng.Generator(check_seed(s)) for s in seed]
     if seed is not None:
         return rng.Generator(check_seed(seed))
-    return generator if generator is not None else rng.Generator(secrets.randbits(32))
+    return generator if generator is not None else rng.Generator(rng.fresh_seed())

@@ -33,7 +33,6 @@ import numpy as np
 from .errors import UsageError
 
 DEFAULT_SEED = 67280421310721  # of a torch.Generator that nobody has seeded
-SIGNIFICAND = {"float16": 11, "float32": 24, "float64": 53}  # bits
 LANES = 16
 
 
@@ -62,7 +61,7 @@ def randn(shape, generator=None, dtype="float32"):
 
 
 def make_generator(seed=None, kind="torch-cpu"):
-    """A generator of kind torch-cpu (as diffusers and ComfyUI), philox (as A1111) or numpy; without a seed, of a fresh one."""
+    """A generator of kind torch-cpu (as in diffusers, ComfyUI), philox (as in A1111) or numpy; None is a fresh seed."""
     kinds = {"torch-cpu": Generator, "philox": PhiloxGenerator, "numpy": NumpyGenerator}
     if kind not in kinds:
         raise UsageError(f"no random generator of kind {kind!r}", "", f"choose one of {', '.join(kinds)}")
@@ -75,9 +74,9 @@ def fresh_seed():
 
 
 class RandomSource:
-    """What every generator here can do. A kind defines `_start`, `_uniforms(n, dtype)` and `_normals(n, dtype)`."""
+    """What every generator can do. A kind adds `_start()`, `_normals(n, dtype)` and `_uniforms(n, float32 or float64)`."""
 
-    DTYPES = tuple(SIGNIFICAND)
+    DTYPES = ("float16", "float32", "float64")
 
     def __init__(self, seed=DEFAULT_SEED):
         self.manual_seed(seed)
@@ -93,11 +92,14 @@ class RandomSource:
 
     def randn(self, shape, dtype="float32"):
         """Standard normals [*shape]."""
-        return self._draw(self._normals, shape, dtype)
+        sizes, dtype = _sizes(shape), self._dtype(dtype)
+        return self._normals(math.prod(sizes), dtype).reshape(sizes)
 
     def rand(self, shape, dtype="float32"):
-        """Uniforms in [0, 1) [*shape]."""
-        return self._draw(self._uniforms, shape, dtype)
+        """Uniforms in [0, 1) [*shape]; float16 is float32 rounded, and as in torch 0 where it would round to 1."""
+        sizes, dtype = _sizes(shape), self._dtype(dtype)
+        u = self._uniforms(math.prod(sizes), np.promote_types(dtype, np.float32)).astype(dtype)
+        return np.where(u == 1, dtype.type(0), u).reshape(sizes)
 
     def get_state(self):
         """Where the stream is, for `set_state` to come back to."""
@@ -112,15 +114,15 @@ class RandomSource:
             )
         vars(self).update(vars(copy.deepcopy(state)))
 
-    def _draw(self, method, shape, dtype):
-        sizes, dtype = _sizes(shape), getattr(dtype, "__name__", str(dtype))
-        if dtype not in self.DTYPES:
+    def _dtype(self, dtype):
+        name = getattr(dtype, "__name__", str(dtype))  # of np.float32, "float32" and np.dtype("float32") alike
+        if name not in self.DTYPES:
             raise UsageError(
-                f"{type(self).__name__} does not draw {dtype}",
+                f"{type(self).__name__} does not draw {name}",
                 f"it follows a source that draws {', '.join(self.DTYPES)}",
                 "draw float32 and convert the array",
             )
-        return method(math.prod(sizes), np.dtype(dtype)).reshape(sizes)
+        return np.dtype(name)
 
 
 class Generator(RandomSource):
@@ -134,14 +136,11 @@ class Generator(RandomSource):
         self._waiting = None  # the second normal of a pair made by _next_normal
 
     def _uniforms(self, n, dtype):
-        """As many low bits as the dtype's significand holds, divided by 2^bits: each exact, none 1."""
-        bits = SIGNIFICAND[dtype.name]
-        if bits <= 32:
-            words = self._words(n)
-        else:
-            high, low = self._words(2 * n).astype(np.uint64).reshape(n, 2).T
-            words = high << 32 | low
-        return ((words & (2**bits - 1)) * 2.0**-bits).astype(dtype)
+        """The low bits of one word or of two, as many as the dtype's significand holds: each u exact, none 1."""
+        if dtype == np.float32:
+            return ((self._words(n) & (2**24 - 1)) * 2.0**-24).astype(np.float32)
+        high, low = self._words(2 * n).astype(np.uint64).reshape(n, 2).T
+        return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
     def _words(self, n):
         return self._twister.randint(2**32, size=n, dtype=np.uint32)
@@ -245,7 +244,7 @@ def _sincos_cephes(theta):
 _ln_libm, _sin_libm, _cos_libm = (np.vectorize(f, otypes=[np.float64]) for f in (math.log, math.sin, math.cos))
 
 
-# ----- The other kinds -------------------------------------------------------------------------------------------------
+# ----- The other kinds ------------------------------------------------------------------------------------------------
 
 
 class PhiloxGenerator(RandomSource):
@@ -265,20 +264,20 @@ class PhiloxGenerator(RandomSource):
         self._calls = 0
 
     def _uniforms(self, n, dtype):
-        return _below_one(_fma(self._words(n)[0], 2.0**-32, 2.0**-33), dtype)
+        return _fma(self._words(n)[0], 2.0**-32, 2.0**-33)  # in (0, 1]; `rand` makes 1 a 0, as torch does
 
     def _normals(self, n, dtype):
-        w0, w1, _, _ = self._words(n)
+        w0, w1 = self._words(n)
         u = _fma(w0, 2.0**-32, 2.0**-33)
         theta = _fma(w1, TWO_PI_32, TWO_PI_32 / 2)
         x = np.sqrt(-2 * np.log(u.astype(np.float64))) * np.sin(theta.astype(np.float64))
         return x.astype(np.float32).astype(dtype)
 
     def _words(self, n):
-        """Four words for each of n elements, in float32 as cuRAND reads them. An empty call does not count."""
-        words = _philox4x32((self._calls, 0, np.arange(n), 0), (self._seed % 2**32, self._seed >> 32))
+        """The first two words of each of n elements, in float32 as cuRAND reads them. An empty call does not count."""
+        w0, w1, _, _ = _philox4x32((self._calls, 0, np.arange(n), 0), (self._seed % 2**32, self._seed >> 32))
         self._calls += n > 0
-        return [w.astype(np.float32) for w in words]
+        return w0.astype(np.float32), w1.astype(np.float32)
 
 
 TWO_PI_32 = float(np.float32(2 * math.pi) * np.float32(2.0**-32))
@@ -303,24 +302,21 @@ class NumpyGenerator(RandomSource):
         self._rng = np.random.default_rng(self._seed)
 
     def _uniforms(self, n, dtype):
-        return _below_one(self._rng.random(n, np.promote_types(dtype, np.float32)), dtype)
+        return self._rng.random(n, dtype)
 
     def _normals(self, n, dtype):
         return self._rng.standard_normal(n, np.promote_types(dtype, np.float32)).astype(dtype)
 
 
-def _below_one(u, dtype):
-    """Rounding can reach 1, outside of [0, 1); torch on CUDA makes it 0."""
-    u = u.astype(dtype)
-    return np.where(u == 1, dtype.type(0), u)
-
-
-# ----- Arguments -------------------------------------------------------------------------------------------------------
+# ----- Arguments ------------------------------------------------------------------------------------------------------
 
 
 def _seed64(seed):
-    value = None if isinstance(seed, bool) or not hasattr(seed, "__index__") else operator.index(seed)
-    if value is None or not -(2**63) <= value < 2**64:
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = None
+    if value is None or isinstance(seed, bool) or not -(2**63) <= value < 2**64:
         raise UsageError(
             f"seed must be 0..2^64-1, not {seed!r}",
             "torch and minisd keep a seed in 64 bits",

@@ -8,14 +8,15 @@
 """
 
 from ..errors import UsageError
-from .base import Config, Scheduler, SchedulerOutput, read_config
+from .base import Scheduler, SchedulerOutput
 from .ddim import DDIMScheduler
 from .lms import LMSDiscreteScheduler
 from .pndm import PNDMScheduler
+from .settings import Config
 
 __all__ = [
     "SCHEDULERS", "Config", "DDIMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "Scheduler", "SchedulerOutput",
-    "load_scheduler", "scheduler_from_config",
+    "scheduler_from_config",
 ]  # fmt: skip
 
 SCHEDULERS = {"ddim": DDIMScheduler, "lms": LMSDiscreteScheduler, "pndm": PNDMScheduler}
@@ -32,8 +33,3 @@ def scheduler_from_config(config: dict) -> Scheduler:
             "choose one: --scheduler ddim, or DDIMScheduler.from_config(config)",
         )
     return _BY_CLASS_NAME[name].from_config(config)
-
-
-def load_scheduler(folder, subfolder: str | None = "scheduler") -> Scheduler:
-    """The sampler of a model folder in the diffusers layout."""
-    return scheduler_from_config(read_config(folder, subfolder))

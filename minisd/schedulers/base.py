@@ -1,54 +1,16 @@
-"""What every sampler shares: its settings (read, kept, handed on to another sampler), its place in the schedule, adding noise.
+"""What every sampler shares: its tables, its place in the schedule, adding noise. The settings are in `settings.py`."""
 
-The mathematics is in `schedule.py` and in one file per sampler.
-"""
-
-import functools
-import inspect
-import json
-import logging
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..backend import array_module, to_numpy
-from ..errors import ContractError, ModelFileError, UsageError
+from ..errors import ContractError, UsageError
 from .schedule import PREDICTION_TYPES, TIMESTEP_SPACINGS, cumulative_alphas, is_whole, make_betas, refuse_unknown
 from .schedule import x0_and_eps, zero_terminal_snr
-
-_LOG = logging.getLogger("minisd")
-
-# The settings of all samplers of diffusers. Those of another class are kept in the config for whoever reads it next.
-KNOWN_SETTINGS = frozenset(
-    """algorithm_type disable_corrector euler_at_final final_sigmas_type flow_shift interpolation_type lambda_min_clipped
-    lower_order_final predict_x0 rho shift_terminal sigma_data sigma_max sigma_min sigma_schedule solver_order solver_p solver_type
-    time_shift_type timestep_type use_dynamic_shifting use_flow_sigmas use_lu_lambdas variance_type
-    beta_end beta_schedule beta_start clip_sample clip_sample_range compat dynamic_thresholding_ratio num_train_timesteps
-    prediction_type rescale_betas_zero_snr sample_max_value set_alpha_to_one skip_prk_steps steps_offset thresholding
-    timestep_spacing trained_betas use_beta_sigmas use_exponential_sigmas use_karras_sigmas""".split()
-)
-
-
-class Config(dict):
-    """The settings of a scheduler: a read-only dict whose keys are attributes too, `config.beta_start` (diffusers `FrozenDict`)."""
-
-    def __getattr__(self, name: str):
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the scheduler's config has no {name!r}") from None
-
-    def _read_only(self, *args, **kwargs):
-        raise TypeError("a scheduler's config is read-only; build a new scheduler: from_config(config, key=value)")
-
-    __setattr__ = __setitem__ = __delitem__ = __ior__ = _read_only
-    clear = pop = popitem = setdefault = update = _read_only
-
-    def __reduce__(self):  # copy and pickle would fill an empty dict
-        return Config, (dict(self),)
+from .settings import Configurable
 
 
 @dataclass(frozen=True)
@@ -59,68 +21,10 @@ class SchedulerOutput:
     pred_original_sample: Any  # the x0 that the model sees now
 
 
-def keeps_config(init):
-    """Keeps the arguments of `__init__` as `self.config`, and under `_use_default_values` which of them nobody gave."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def initialise(self, *args, **kwargs):
-        bound = signature.bind(self, *args, **kwargs)
-        given = set(bound.arguments)
-        bound.apply_defaults()
-        settings = {name: value for name, value in bound.arguments.items() if name != "self"}
-        defaults = [name for name in settings if name not in given]
-        self.config = Config(settings | ({"_use_default_values": defaults} if defaults else {}))
-        init(self, *args, **kwargs)
-
-    return initialise
-
-
-class Scheduler:
+class Scheduler(Configurable):
     """The part of a sampler that is no mathematics. `timesteps` are descending; `alphas_cumprod` etc. are float32 [T]."""
 
     order = 1  # model calls per entry of `timesteps`
-
-    # ---- settings ----
-
-    @classmethod
-    def from_config(cls, config: dict, **overrides):
-        """The sampler for a config.json's dict or another scheduler's `.config`, ours or diffusers'; keywords win.
-
-        A setting that nobody ever gave, filled in by the default of another class, does not come along: the default of this
-        class holds (LMS spaces timesteps by linspace, PNDM by leading). diffusers `ConfigMixin.from_config`.
-        """
-        if not isinstance(config, dict):
-            raise UsageError(
-                f"{cls.__name__}.from_config needs a dict, not {config!r}", "", f"for a folder use {cls.__name__}.from_pretrained"
-            )
-        unset = ("_use_default_values", *config.get("_use_default_values", ()))
-        given = {name: value for name, value in config.items() if name not in unset}
-        own = set(inspect.signature(cls).parameters)
-        for name in overrides:
-            if name not in own and name not in given:
-                raise UsageError(f"{cls.__name__} has no setting {name!r}", "", f"it has {', '.join(sorted(own))}")
-        given |= overrides
-        unknown = sorted(name for name in given if name not in own | KNOWN_SETTINGS and not name.startswith("_"))
-        if unknown:
-            _LOG.warning("%s ignores settings that no scheduler knows: %s", cls.__name__, ", ".join(unknown))
-        if given.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in own:
-            raise UsageError(
-                f"{cls.__name__} does not implement rescale_betas_zero_snr = True",
-                "the model was trained up to pure noise, where this sampler divides by zero; diffusers drops the setting silently",
-                "use DDIMScheduler (--scheduler ddim), or from_config(config, rescale_betas_zero_snr=False) to drop it too",
-            )
-        scheduler = cls(**{name: value for name, value in given.items() if name in own})
-        foreign = {name: value for name, value in given.items() if name not in own}
-        if "_class_name" in foreign:
-            foreign["_class_name"] = cls.__name__
-        scheduler.config = Config(scheduler.config | foreign)
-        return scheduler
-
-    @classmethod
-    def from_pretrained(cls, folder, subfolder: str | None = None):
-        """The sampler for `scheduler_config.json` in a local folder (diffusers layout: subfolder="scheduler")."""
-        return cls.from_config(read_config(folder, subfolder))
 
     def _common_settings(self):
         """Checks the settings that all samplers have, and builds the tables."""
@@ -255,29 +159,14 @@ class VariancePreserving(Scheduler):
 def like(x, x_name: str, y, y_name: str):
     """y in the dtype of x, after a check that both are float arrays of one shape and one owner."""
     for name, array in ((x_name, x), (y_name, y)):
-        if getattr(getattr(array, "dtype", None), "kind", None) != "f":
-            raise ContractError(f"{name} is no float array of NumPy or CuPy", f"it is {type(array).__name__}", "")
+        dtype = getattr(array, "dtype", None)
+        if getattr(dtype, "kind", None) != "f":
+            raise ContractError(f"{name} is no float array of NumPy or CuPy", f"it is a {type(array).__name__} of {dtype}", "convert it")
     if x.shape != y.shape:
         raise ContractError(
             f"{x_name} {x.shape} and {y_name} {y.shape} differ in shape",
             "one would silently be repeated to fit the other",
-            "with guidance, combine the two halves of the model's output first",
+            "give them one shape (with guidance: combine the two halves of the model's output first)",
         )
     array_module(x, y, names=(x_name, y_name))
     return y.astype(x.dtype, copy=False)
-
-
-def read_config(folder, subfolder: str | None = None) -> dict:
-    """The parsed scheduler_config.json of a local folder."""
-    path = Path(folder, subfolder or "", "scheduler_config.json")
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelFileError(
-            f"{path} cannot be read", str(error.strerror), "pass a local folder; inside a pipeline folder add subfolder='scheduler'"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} is not JSON", str(error), "fetch the file again") from None
-    if not isinstance(config, dict):
-        raise ModelFileError(f"{path} holds {type(config).__name__}, not an object", "", "fetch the file again")
-    return config

@@ -9,8 +9,9 @@ import numpy as np
 
 from ..backend import array_module
 from ..errors import UsageError
-from .base import SchedulerOutput, VariancePreserving, keeps_config, like
+from .base import SchedulerOutput, VariancePreserving, like
 from .schedule import space_timesteps
+from .settings import keeps_config
 
 
 def ddim_step(x0, eps, alpha_prev: float, s: float = 0.0, noise=None):
@@ -127,7 +128,9 @@ class DDIMScheduler(VariancePreserving):
 
 
 def draw(sample, generator):
-    """Standard normal noise like `sample`."""
+    """Standard normal noise like `sample`, the next in the generator's stream (None: fresh noise, different in every run)."""
     from ..rng import randn
 
+    if isinstance(generator, int):
+        raise UsageError(f"generator = {generator}", "a seed would draw the same noise in every step", "pass minisd.Generator(seed)")
     return array_module(sample).asarray(randn(sample.shape, generator, sample.dtype))

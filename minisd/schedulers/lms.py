@@ -9,8 +9,9 @@ import math
 import numpy as np
 
 from ..errors import UsageError
-from .base import Scheduler, SchedulerOutput, keeps_config
+from .base import Scheduler, SchedulerOutput
 from .schedule import exponential_sigmas, karras_sigmas, noise_to_signal, space_timesteps, timesteps_of
+from .settings import keeps_config
 
 
 def lms_coefficients(sigmas, i: int, order: int) -> list[float]:

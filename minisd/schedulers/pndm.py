@@ -1,7 +1,7 @@
 """PNDM, pseudo numerical methods: a multistep or Runge–Kutta method whose elementary move is DDIM's.
 
-Luping Liu et al., arXiv:2202.09778. skip_prk_steps (every official Stable Diffusion config) is Katherine Crowson's PLMS sampler:
-it warms up with one improved Euler step. diffusers `PNDMScheduler`.
+Luping Liu et al., arXiv:2202.09778; formulas are numbered as in diffusers' `PNDMScheduler`. skip_prk_steps, which every official
+Stable Diffusion config sets, is Katherine Crowson's PLMS sampler: it warms up with one improved Euler step.
 """
 
 import math
@@ -9,18 +9,20 @@ import math
 import numpy as np
 
 from ..errors import UsageError
-from .base import SchedulerOutput, VariancePreserving, keeps_config
+from .base import SchedulerOutput, VariancePreserving
 from .schedule import space_timesteps, x0_and_eps
+from .settings import keeps_config
 
-# Adams–Bashforth: the weight of each output in the slope of the next step, newest first.                          eq. 12
-ADAMS_BASHFORTH = {1: (1,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
-RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)  #                                                                  eq. 13
+# The weight of each of the last outputs in the slope of the next step, newest first.                            formula 12
+ADAMS_BASHFORTH = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+# The weight of the four slopes of one step, in order.                                                           formula 13
+RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 def pndm_transfer(x, eps, alpha: float, alpha_prev: float):
-    """x′ = √(ᾱ′/ᾱ)·x − (ᾱ′ − ᾱ)·ε / (ᾱ·√(1−ᾱ′) + √(ᾱ·(1−ᾱ)·ᾱ′)): x and ε of one shape -> the same shape.            eq. 11
+    """x′ = √(ᾱ′/ᾱ)·x − (ᾱ′ − ᾱ)·ε / (ᾱ·√(1−ᾱ′) + √(ᾱ·(1−ᾱ)·ᾱ′)): x and ε of one shape -> the same shape.
 
-    From noise level ᾱ to ᾱ′ along ε. It is DDIM's step with η = 0, rearranged so that x0 does not appear.
+    Formula 9: from noise level ᾱ to ᾱ′ along ε. It is DDIM's step with η = 0, rearranged so that x0 does not appear.
     """
     weight = (alpha_prev - alpha) / (alpha * math.sqrt(1 - alpha_prev) + math.sqrt(alpha * (1 - alpha) * alpha_prev))
     return math.sqrt(alpha_prev / alpha) * x - weight * eps
@@ -35,7 +37,7 @@ class PNDMScheduler(VariancePreserving):
     """PNDM with diffusers' names and defaults; prediction_type "sample" is ours (diffusers' PNDM refuses it).
 
     skip_prk_steps=True: the second timestep appears twice, N + 1 model calls for N steps. The first step is taken, and then taken
-    again from where it began, along the mean of the slopes at its two ends.
+    again from where it began, along the mean of the slopes at its two ends; a change made to the sample in between is lost.
     skip_prk_steps=False: the first three steps are Runge–Kutta with four calls each, N + 9 in all.
 
     A run that starts in the middle (image to image) begins as diffusers' does: its second call is treated as the doubled one

@@ -118,9 +118,9 @@ def space_timesteps(spacing: str, n: int, n_train: int, offset: int = 0):
     elif spacing == "linspace":
         timesteps = np.linspace(0, n_train - 1, n, dtype=np.float64)[::-1].copy()
     else:
-        # diffusers writes arange(T, 0, −T/n), which has one entry too many for 62 of the counts up to 1000 (61, 103, 121, …): it
-        # ends at timestep −1, the last entry of the table, and the final step goes back to noise. Ours always has n entries.
-        timesteps = np.round(n_train - np.arange(n, dtype=np.float64) * (n_train / n)) - 1
+        # arange counts one entry too many for 62 of the n up to 1000 (61, 103, 121, …). diffusers keeps it: its runs then end at
+        # timestep −1, which is the last entry of the table, and the final step goes back to noise.
+        timesteps = np.round(np.arange(n_train, 0, -n_train / n, dtype=np.float64)[:n]) - 1
     if timesteps[0] > n_train - 1 or timesteps[-1] < 0:
         # leading, steps_offset 1 and n = T ask for timestep T, where diffusers stops with an IndexError.
         raise UsageError(

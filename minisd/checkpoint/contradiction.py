@@ -1,0 +1,57 @@
+"""Which fields of a config contradict the weights? Shapes say it only indirectly, so the question is put the other way round.
+
+Change one field to what the weights suggest, derive all shapes again, and see whether more of them fit. The change that makes most
+fit is the field at fault; repeat until nothing gets better.
+"""
+
+from dataclasses import replace
+
+from .shapes import Shapes, component_shapes
+
+WIDTHS = (
+    "in_channels", "out_channels", "latent_channels", "block_out_channels", "cross_attention_dim", "conv_in_kernel", "conv_out_kernel",
+    "time_embedding_dim", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings",
+)  # fmt: skip
+COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
+FLAGS = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+MOST_FIELDS = 4
+MOST_LAYERS = 64
+
+
+def contradictions(config, have: Shapes) -> list[tuple]:
+    """(field, value in the config, value that the weights suggest), the most telling first; empty if no field explains the difference."""
+    first, found = distance(config, have), []
+    now = first
+    while now and len(found) < MOST_FIELDS:
+        best = min(alternatives(config, have), key=lambda change: distance(replace(config, **dict([change])), have))
+        changed = replace(config, **dict([best]))
+        if distance(changed, have) >= now:
+            break
+        found.append((best[0], getattr(config, best[0]), best[1]))
+        config, now = changed, distance(changed, have)
+    return found if 2 * now <= first else []
+
+
+def distance(config, have: Shapes) -> int:
+    """How many tensors are missing, unexpected or of another shape."""
+    want = component_shapes(config)
+    common = want.keys() & have.keys()
+    return len(want.keys() ^ have.keys()) + sum(want[name] != have[name] for name in common)
+
+
+def alternatives(config, have: Shapes):
+    """(field, other value) for every field that decides shapes, with values that occur in the shapes and names that do not fit."""
+    want = component_shapes(config)
+    strange = {name: shape for name, shape in have.items() if want.get(name) != shape}
+    widths = {n for shape in strange.values() for n in shape}
+    counts = {int(part) + 1 for name in have for part in name.split(".") if part.isdecimal() and len(part) < 3}
+    counts = {n + i for n in counts for i in (-1, 0) if 0 < n + i <= MOST_LAYERS}  # up blocks have one layer more than the config says
+    for field in (*WIDTHS, *COUNTS, *FLAGS):
+        if not hasattr(config, field):
+            continue
+        value = getattr(config, field)
+        for new in (not value,) if field in FLAGS else sorted(counts if field in COUNTS else widths):
+            if isinstance(value, tuple):
+                yield from ((field, tuple(new if v == old else v for v in value)) for old in set(value))
+            elif new != value:
+                yield field, new

@@ -1,0 +1,181 @@
+"""From stored tensors to `Params`: give them their official names, compare them with the config, read them, lay them out.
+
+Everything that can be refused from names, dtypes and shapes is refused before the first tensor is read.
+"""
+
+import difflib
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ModelFileError, NumericError, UsageError
+from ..params import Params
+from .contradiction import contradictions
+from .names import official_name, official_shape
+from .report import FLOATS, LoadReport, shorten, some
+from .safetensors_file import FETCH_AGAIN, StoredTensor
+from .shapes import component_shapes
+
+log = logging.getLogger("minisd")
+
+# What the names of other things begin with, for a file that holds nothing of the component asked for.
+OTHER_KINDS = (
+    ("model.diffusion_model.", "a whole checkpoint in a single file (the names of LDM); the diffusers layout is needed"),
+    ("lora_", "a LoRA, which changes a model but is none"),
+    ("unet.", "a LoRA, which changes a model but is none"),
+    ("time_embedding.", "a UNet"),
+    ("decoder.up_blocks.", "a VAE"),
+    ("text_model.", "a text encoder"),
+)
+
+
+@dataclass(frozen=True)
+class ArrayTensor:
+    """An array in memory that is read like a `StoredTensor`. Reading copies, so that the weights do not change with the array."""
+
+    name: str
+    array: np.ndarray
+    path: Path = Path()
+    offset: int = 0
+
+    @property
+    def dtype(self) -> str:
+        kinds = {"float64": "F64", "float32": "F32", "float16": "F16"}
+        return kinds.get(self.array.dtype.name, self.array.dtype.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def read(self) -> np.ndarray:
+        return np.array(self.array, order="C")
+
+
+def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "float32") -> tuple[Params, LoadReport]:
+    """A state dict {name: array} of diffusers or transformers as parameters: the same checks and layout as for a file."""
+    return assemble([ArrayTensor(name, np.asarray(x)) for name, x in tensors.items()], component, config, dtype=dtype, source=f"the {component}")
+
+
+def assemble(stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, source="") -> tuple[Params, LoadReport]:
+    """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
+
+    2-D weights are C-contiguous. 4-D ones keep the official shape [O, I, KH, KW] but lie as [KH, KW, I, O] in memory.
+    Beside the result there is never more than about one tensor in memory. Raises ModelFileError, NumericError.
+    """
+    if dtype not in ("float32", "float64"):
+        raise UsageError(f"weights cannot be loaded as {dtype!r}", "NumPy computes in float32 and float64 only", "use float32 or float64")
+    report = LoadReport(component, dtype)
+    found = with_official_names(stored, component, report, source)
+    shapes = component_shapes(config)
+    compare(found, shapes, config, report, source)
+
+    weights = {}
+    for name in sorted(shapes, key=lambda name: (found[name].path, found[name].offset)):  # in the order of the disk
+        raw = found[name].read().reshape(shapes[name])
+        weights[name] = lay_out(raw, dtype)
+        # float16 cannot overflow in a wider type, and integers find its NaN five times as fast.
+        bad = count_nonfinite(raw if raw.dtype == np.float16 else weights[name])
+        if bad and not allow_nonfinite:
+            raise NumericError(
+                f"{source}: {name} holds NaN or Inf: {bad:,} of {raw.size:,} values",
+                "every picture would be black",
+                f"{FETCH_AGAIN}; to study it nevertheless: allow_nonfinite=True",
+                layer=f"{component}.{name.rpartition('.')[0]}",
+            )
+        if bad:
+            report.nonfinite[name] = bad
+        label = found[name].dtype
+        report.source_dtypes[label] = report.source_dtypes.get(label, 0) + 1
+        report.tensors += 1
+        report.bytes += weights[name].nbytes
+    return Params.from_state_dict({name: weights[name] for name in shapes}, path=component), report
+
+
+def with_official_names(stored: list, component: str, report: LoadReport, source: str) -> dict:
+    """{official name: tensor}; what is renamed or left out goes into the report."""
+    found = {}
+    for tensor in stored:
+        name, reason = official_name(component, tensor.name)
+        if name is None:
+            report.dropped.setdefault(reason, []).append(tensor.name)
+            continue
+        if name in found:
+            why = f"{shorten(tensor.name)} and {shorten(found[name].name)} are two names of it, so it could mean either"
+            raise ModelFileError(f"{source}: two tensors for {shorten(name)}", why, FETCH_AGAIN)
+        if reason:
+            report.renamed.setdefault(reason, {})[tensor.name] = name
+        found[name] = tensor
+    return found
+
+
+def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
+    """Names and shapes are those that the config describes. Missing ones and wrong shapes raise, unexpected ones are reported."""
+    have = {name: official_shape(report.component, name, tensor.shape) for name, tensor in found.items()}
+    report.missing = [name for name in shapes if name not in have]
+    report.unexpected = [name for name in have if name not in shapes]
+    wrong = [name for name in shapes if name in have and have[name] != shapes[name]]
+    if not (report.missing or report.unexpected or wrong):
+        return _refuse_dtypes(found, shapes, source)
+
+    reasons = [f"config.json says {field} = {says!r}, the weights say {have!r}" for field, says, have in contradictions(config, have)]
+    why, fix = "; ".join(reasons), "put the config.json beside them that belongs to these weights" if reasons else FETCH_AGAIN
+    if len(report.missing) == len(shapes):
+        kind = next((kind for prefix, kind in OTHER_KINDS if any(name.startswith(prefix) for name in have)), f"it begins with {some(list(have)[:1])}")
+        raise ModelFileError(f"{source} holds no {report.component}", f"none of its {len(have)} names fits: {kind}", "give the component its own file")
+    if report.missing:
+        raise ModelFileError(
+            f"{source}: {len(report.missing):,} of {len(shapes):,} tensors are missing: {some(report.missing)}",
+            why or f"the file holds {len(found):,} tensors{_nearest(report)}",
+            fix,
+        )
+    if wrong:
+        first, *others = wrong
+        raise ModelFileError(
+            f"{source}: {first} is {list(have[first])}, config.json describes {list(shapes[first])}"
+            + (f" (and {len(others):,} more such)" if others else ""),
+            why or "no single field of config.json explains it",
+            fix,
+        )
+    log.warning("%s: %d unexpected tensors are left out: %s%s", source, len(report.unexpected), some(report.unexpected), f" ({why})" if why else "")
+    _refuse_dtypes(found, shapes, source)
+
+
+def _refuse_dtypes(found: dict, shapes: dict, source: str):
+    for name in shapes:
+        if found[name].dtype not in FLOATS:
+            raise ModelFileError(
+                f"{source}: {name} is stored as {found[name].dtype}, which is not supported",
+                f"weights are {', '.join(FLOATS)}; 8-bit floats and integers are quantised, and the file does not say how to undo it",
+                "fetch the original F16 or F32 weights",
+            )
+
+
+def _nearest(report: LoadReport) -> str:
+    """Names in the file that look like missing ones, most likely misspelt."""
+    candidates = [name for name in report.unexpected if len(name) < 200][:2000]
+    pairs = ((name, difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)) for name in report.missing[:5])
+    near = [f"{match[0]} for {name}" for name, match in pairs if match]
+    return f", nearest: {', '.join(near)}" if near else ""
+
+
+# ----- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Casts; a convolution's weight [O, I, KH, KW] also changes its order in memory to [KH, KW, I, O], which the kernels want."""
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, and is then refused by name
+        if raw.ndim != 4:
+            return raw.astype(dtype, order="C", copy=False)
+        channels_last = raw.transpose(2, 3, 1, 0)
+        memory = np.empty(channels_last.shape, dtype=dtype)
+        memory[...] = channels_last
+        return memory.transpose(3, 2, 0, 1)
+
+
+def count_nonfinite(x: np.ndarray) -> int:
+    """How many values are NaN or ±Inf: all exponent bits set."""
+    if x.dtype == np.float16:
+        return int(np.count_nonzero((x.view("uint16") & 0x7C00) == 0x7C00))
+    return x.size - int(np.count_nonzero(np.isfinite(x)))

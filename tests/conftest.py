@@ -1,0 +1,15 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_ops() -> dict:
+    """tests/golden/ops.npz: "<op>/<case>/truth" in float64 and "<op>/<case>/torch" in float32, by tools/make_golden_ops.py."""
+    with np.load(GOLDEN / "ops.npz", allow_pickle=False) as file:
+        return dict(file)

