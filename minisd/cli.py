@@ -117,9 +117,9 @@ class Plan:
         """Checks the options, first those that need no model, then those that need its configs."""
         from . import image, rng
         from .checkpoint import component_shapes, read_component_config, resolve
-        from .pipeline import check_device
+        from .pipeline import check_device, load_scheduler
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
-        from .schedulers import SCHEDULERS, load_scheduler
+        from .schedulers import SCHEDULERS
 
         check_prompts(o["prompt"])
         seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])

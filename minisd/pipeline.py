@@ -19,6 +19,7 @@ from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from .request import Request, activation_bytes, check_memory, check_seed
+from .schedulers import scheduler_from_config
 from .tracing import check_finite
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -75,7 +76,6 @@ class StableDiffusionPipeline:
         Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
         """
         from .checkpoint import read_model_index, resolve
-        from .schedulers import load_scheduler
         from .tokenizer import CLIPTokenizer
 
         check_device(device)
@@ -230,6 +230,13 @@ class StableDiffusionPipeline:
 
     def __repr__(self) -> str:
         return f"StableDiffusionPipeline({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+
+
+def load_scheduler(folder):
+    """The sampler that a pipeline folder names in scheduler/scheduler_config.json."""
+    from .checkpoint import read_json
+
+    return scheduler_from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def check_device(device: str):

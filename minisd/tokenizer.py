@@ -14,9 +14,9 @@ number what transformers' `CLIPTokenizer` returns. "A  Café!" goes this way:
     frame       <|startoftext|>, at most 75 ids, <|endoftext|>, and padding: 77 in all, because CLIP has 77 positions
 
 Traps. SD 1 pads with <|endoftext|>, SD 2 and the turbo models with "!" (id 0). The text encoder does not mask padding, so
-the wrong one changes the picture; SD 2's tokenizer_config.json names the wrong one, and special_tokens_map.json wins. "!" is
+the wrong one changes the picture; SD 2's tokenizer_config.json names the wrong one, special_tokens_map.json wins. "!" is
 then a special token, cut out before everything else: "hello!" ends with id 0 in SD 2, with 256 in SD 1. Lower case goes
-character by character: a final Σ becomes σ, where `str.lower()` writes ς. A prompt that spells <|endoftext|> gets that token.
+character by character: a final Σ becomes σ, not the ς of `str.lower()`. A prompt that spells <|endoftext|> gets that token.
 """
 
 import json
@@ -86,8 +86,11 @@ class CLIPTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder, subfolder: str | None = None) -> "CLIPTokenizer":
-        """Reads vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, as official models have them, or
-        the tokenizer.json that transformers 5 writes in place of the first three. folder: the pipeline's, or the tokenizer's."""
+        """Reads vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, as official models have them,
+        or the tokenizer.json that transformers 5 saves in place of the first three.
+
+        folder: the pipeline's folder, or the tokenizer's own.
+        """
         folder = Path(folder, subfolder or "")
         if (folder / "tokenizer").is_dir() and not (folder / "vocab.json").exists():
             folder = folder / "tokenizer"
@@ -102,7 +105,7 @@ class CLIPTokenizer:
         prompts = _checked_texts(text, "prompt")
         limit = self.model_max_length if max_length is None else max_length
         if not isinstance(limit, (int, np.integer)) or not 2 <= limit <= MAX_CHARACTERS:
-            raise UsageError(f"max_length={limit!r} cannot be meant", "each end needs one place", "give 77, or leave it out")
+            raise UsageError(f"max_length={limit!r} cannot be meant", "2 are for the ends", "leave it out")
         if truncation not in (True, False):
             raise UsageError(f"truncation={truncation!r} is unknown", fix="use True or False")
         if return_tensors != "np":
@@ -126,7 +129,7 @@ class CLIPTokenizer:
 
     def _frame(self, prompt: str, limit: int | None) -> list[int]:
         """bos + ids + eos, cut to `limit` with a warning that says what is lost."""
-        # Ends, limit and padding are added here: the backend would keep such settings between calls, and threads share it.
+        # Ends, limit and padding are not left to the backend: threads share it, and it keeps such settings between calls.
         encoding = self._backend.encode(prompt, add_special_tokens=False)
         ids = encoding.ids
         room = len(ids) if limit is None else limit - 2
@@ -180,7 +183,7 @@ class CLIPTokenizer:
         for token in tokens:
             if not token.strip() or normalise(token) in taken or self._backend.token_to_id(token) is not None:
                 why = "it is empty, or the vocabulary has it already (capitals do not count)"
-                raise UsageError(f"the token {token!r} cannot be added", why, "choose another name, such as '<my-style>'")
+                raise UsageError(f"the token {token!r} cannot be added", why, "choose another, such as '<my-style>'")
             taken.add(normalise(token))
         return self._backend.add_tokens(tokens)
 
@@ -206,8 +209,8 @@ class CLIPTokenizer:
         self._backend.add_tokens(tokens)
         for token, number in declared.items():
             if (got := self._backend.token_to_id(token)) != number:
-                why = "the files of the tokenizer folder belong to different models"
-                raise ModelFileError(f"the added token {token!r} has id {number} in its file, but gets {got}", why, REFETCH)
+                what = f"the added token {token!r} has id {number} in its file, but gets {got}"
+                raise ModelFileError(what, "the files of the tokenizer folder belong to different models", REFETCH)
 
 
 def _backend(vocab: dict, merges: list, unk_token: str):
@@ -228,7 +231,7 @@ def _backend(vocab: dict, merges: list, unk_token: str):
 
 
 def _refuse_cut_merges(vocab: dict, merges: list, special: set) -> None:
-    """A merges.txt cut at the end of a line looks whole; but CLIP numbers merge r as 512 + r, and special tokens follow."""
+    """Cut at the end of a line, merges.txt looks whole. But CLIP numbers merge r as 512 + r, and special tokens follow."""
     follower = next((token for token, i in vocab.items() if i == 512 + len(merges)), None)
     if vocab.get("".join(merges[-1])) == 511 + len(merges) and follower is not None and follower not in special:
         raise ModelFileError("merges.txt is cut short", f"after {len(merges):,} merges none makes {follower!r}", REFETCH)
@@ -238,7 +241,7 @@ def _content(token) -> str:
     """The text of a token that is given as a string or as a dict with flags."""
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str) or not content:
-        raise ModelFileError(f"{token!r} is no token", "a token is a string, or an object whose `content` is one", REFETCH)
+        raise ModelFileError(f"{token!r} is no token", "it is a string, or an object whose `content` is one", REFETCH)
     return content
 
 
@@ -247,7 +250,7 @@ def _added_token(token, named: set):
     from tokenizers import AddedToken
 
     given = token if isinstance(token, dict) else {"special": True}
-    flags = {flag: given[flag] for flag in ("lstrip", "rstrip", "single_word", "normalized") if flag in given}
+    flags = {flag: bool(given[flag]) for flag in ("lstrip", "rstrip", "single_word", "normalized") if flag in given}
     return AddedToken(_content(token), special=_content(token) in named or given.get("special", False), **flags)
 
 
@@ -280,7 +283,7 @@ def _checked_texts(text, what: str) -> list[str]:
 def _read_vocabulary(folder: Path) -> tuple[dict, list]:
     """vocab {token: id} and merges [(left, right), …] by rank."""
     vocab_file, merges_file, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
-    if whole.exists() and not vocab_file.exists():
+    if whole.exists():  # transformers, too, then leaves the older files alone
         vocab_file = merges_file = whole
         model = _read_json(whole).get("model")
         vocab, lines = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
@@ -314,31 +317,33 @@ def _read_settings(folder: Path) -> tuple[dict, dict, int]:
         raise ModelFileError(f"{config_file}: model_max_length = {length!r}", "it must be 2 or more", REFETCH)
     length = int(length) if length <= MAX_CHARACTERS else POSITIONS  # transformers writes 1e30 for "not known"
 
-    if "added_tokens_decoder" in config:  # sd-turbo; transformers then does not open special_tokens_map.json
-        try:
-            added = {int(number): token for number, token in config["added_tokens_decoder"].items()}
-        except (AttributeError, ValueError) as error:
-            raise ModelFileError(f"{config_file}: added_tokens_decoder is broken", str(error), REFETCH) from error
-    else:
+    whole, older = {}, {}
+    if "added_tokens_decoder" not in config:  # with it, as in sd-turbo, transformers leaves these three files alone
         whole = _read_json(folder / "tokenizer.json", default={})
+        older = _read_json(folder / "added_tokens.json", default={})
         # May not be missing: SD 2 would be padded with the wrong token, and nobody would see it.
         config |= _read_json(folder / "special_tokens_map.json", default={} if whole else None)
-        named = {_content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
-        added = {
-            number: {"content": token, "special": token in named, "normalized": token not in named}
-            for token, number in _read_json(folder / "added_tokens.json", default={}).items()
-        }
-        added |= {token["id"]: token for token in whole.get("added_tokens", [])}
-    return {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}, added, length
+    special = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
+    named = set(map(_content, special.values()))
+    try:
+        added = {int(number): token for number, token in config.get("added_tokens_decoder", {}).items()}
+        for token, number in older.items():
+            added[int(number)] = {"content": token, "special": token in named, "normalized": token not in named}
+        added |= {int(token["id"]): token for token in whole.get("added_tokens", [])}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        source = "tokenizer.json" if whole else "added_tokens.json" if older else config_file.name
+        raise ModelFileError(f"{folder / source}: the added tokens are broken", repr(error), REFETCH) from error
+    return special, added, length
 
 
 def _read_json(path: Path, default: dict | None = None) -> dict:
     """The object in the file; `default`, where given, stands for a file that does not exist."""
     if default is not None and not path.exists():
         return default
+    text = _read_text(path)
     try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is broken", f"it is no JSON: {error}", REFETCH) from error
     if not isinstance(value, dict):
         raise ModelFileError(f"{path} is broken", f"it holds {type(value).__name__}, not an object", REFETCH)
@@ -346,9 +351,9 @@ def _read_json(path: Path, default: dict | None = None) -> dict:
 
 
 def _read_text(path: Path) -> str:
-    """UTF-8 with or without a byte order mark; lines end with \\n."""
+    """UTF-8, with or without a byte order mark."""
     try:
-        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise ModelFileError(f"{path} does not exist", "a tokenizer folder must have it", REFETCH) from None
     except OSError as error:

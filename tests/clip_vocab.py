@@ -1,7 +1,7 @@
 """Tokenizer folders as the official models have them: four files, no tokenizer.json, byte for byte the same vocabulary.
 
-CLIP's vocabulary is its list of merges: 256 bytes, the same with </w>, one token per merge, two special tokens. Stored
-are the merges alone, golden/clip_merges.txt.xz; vocab.json and merges.txt are rebuilt from them, with the official sha256.
+CLIP's vocabulary is its list of merges: 256 bytes, the same with </w>, one token per merge, two special tokens. The merges
+alone are stored, golden/clip_merges.txt.xz; vocab.json and merges.txt are rebuilt from them, with the official sha256.
 """
 
 import json

@@ -7,7 +7,7 @@ import pytest
 
 from minisd import DDIMScheduler, Generator, StableDiffusionPipeline, schedulers
 from minisd.errors import NumericError, ResourceError, UsageError
-from minisd.pipeline import classifier_free_guidance
+from minisd.pipeline import classifier_free_guidance, load_scheduler
 
 from .conftest import GOLDEN
 from .numerics import relative_l2
@@ -21,7 +21,7 @@ def pipes(tmp_path_factory) -> dict:
 
 @pytest.fixture
 def pipe(pipes):
-    pipes["embedded"].scheduler = schedulers.load_scheduler(model_folder("embedded", None))
+    pipes["embedded"].scheduler = load_scheduler(model_folder("embedded", None))
     return pipes["embedded"]
 
 

@@ -121,7 +121,7 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map
 CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
 BLOCKS = [(0, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x45F), (0x5D0, 0x64A), (0x905, 0x939), (0x4E00, 0x4FFF)]
 BLOCKS += [(0x1F300, 0x1F5FF), (0x660, 0x669), (0x2000, 0x2044), (0x2160, 0x217F), (0xAC00, 0xACFF), (0x1D400, 0x1D433)]
-LETTERS = {letter: i for letter, i in json.loads(vocab_json()).items() if i < 256}
+CHARACTERS = [st.characters(min_codepoint=a, max_codepoint=b, exclude_categories=["Cn"]) for a, b in BLOCKS]
 RANKS = {tuple(line.split()): rank for rank, line in enumerate(merges_txt().split("\n")[1:-1])}
 
 
@@ -158,7 +158,7 @@ def merged(symbols):
 
 
 @settings(deadline=None)
-@given(st.text(st.one_of([st.characters(min_codepoint=a, max_codepoint=b, exclude_categories=["Cn"]) for a, b in BLOCKS])))
+@given(st.text(st.one_of(CHARACTERS)).filter(lambda text: "<|" not in text))  # no special tokens
 def test_tokens_are_those_of_the_textbook(sd1, text):
     assert [token for _, token in sd1.table(text)] == ["<|startoftext|>", *textbook(text), "<|endoftext|>"]
 
@@ -335,6 +335,8 @@ def test_a_token_that_would_never_be_found_or_hide_another_is_refused(folders, t
     tokenizer.add_tokens(["<new>"])
     with pytest.raises(UsageError, match="cannot be added"):
         tokenizer.add_tokens(["<other>", token])
+    with pytest.raises(UsageError, match="cannot be added"):
+        tokenizer.add_tokens(["<twice>", "<Twice>"])
     assert len(tokenizer) == 49409  # all or nothing
 
 
@@ -393,6 +395,13 @@ def test_tokenizer_json_alone_is_enough(folder, merges):
     assert tokenizer.decode([516, 0], skip_special_tokens=True) == "<toy>"
 
 
+def test_tokenizer_json_wins_over_the_older_files_as_in_transformers(folder):
+    tokens = sorted(vocab := json.loads((folder / "vocab.json").read_text()), key=vocab.get)
+    tokens.remove("cat</w>")
+    write(folder / "tokenizer.json", {"model": {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": ["c a"]}})
+    assert ids(CLIPTokenizer.from_pretrained(folder), "cat") == [513, 512, 339, 514]
+
+
 def test_added_tokens_json_of_older_folders_is_read(folder):
     write(folder / "added_tokens.json", {"<toy>_1": 517, "<Toy>": 516})
     assert ids(CLIPTokenizer.from_pretrained(folder), "<toy>_1<TOY>") == [514, 517, 516, 515]
@@ -423,6 +432,7 @@ DAMAGES = {
         (None, "vocab.json does not exist"),
         ("", "vocab.json is broken\n.*no JSON"),
         ('{"a": 0, "b', "vocab.json is broken\n.*no JSON"),
+        ('{"a": %s}' % ("9" * 5000), "vocab.json is broken\n.*no JSON"),
         ("[1, 2]", "vocab.json is broken\n.*holds list"),
         (b'{"caf\xe9": 0}', "vocab.json is broken\n.*UTF-8"),
         ("{}", "vocab.json is no vocabulary"),
@@ -458,11 +468,15 @@ DAMAGES = {
         ('{"truncation_side": "left"}', "truncation_side = 'left'"),
         ('{"padding_side": "left"}', "padding_side = 'left'"),
         ('{"split_special_tokens": true}', "split_special_tokens = True"),
-        ('{"added_tokens_decoder": [1]}', "added_tokens_decoder is broken"),
-        ('{"added_tokens_decoder": {"x": "<new>"}}', "added_tokens_decoder is broken"),
+        ('{"added_tokens_decoder": [1]}', "tokenizer_config.json: the added tokens are broken"),
+        ('{"added_tokens_decoder": {"x": "<new>"}}', "tokenizer_config.json: the added tokens are broken"),
         ('{"added_tokens_decoder": {"600": "<new>"}}', "'<new>' has id 600 in its file, but gets 516"),
     ],
-    "tokenizer.json": [("[]", "tokenizer.json is broken")],
+    "added_tokens.json": [
+        ('{"<new>": 516, "<other>": "x"}', "added_tokens.json: the added tokens are broken"),
+        ('{"<new>": 520}', "'<new>' has id 520 in its file, but gets 516"),
+    ],
+    "tokenizer.json": [("[]", "tokenizer.json is broken"), ("[" * 100_000, "tokenizer.json is broken")],
 }
 
 
@@ -477,9 +491,24 @@ def test_a_damaged_folder_is_refused_by_name(folder, name, content, words):
     assert caught.value.why and caught.value.fix
 
 
+def test_a_file_that_cannot_be_read_is_refused_by_name(folder):
+    (folder / "vocab.json").unlink()
+    (folder / "vocab.json").mkdir()
+    with pytest.raises(ModelFileError, match="vocab.json cannot be read"):
+        CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("added", [[1], [{}], [{"id": None, "content": "<new>"}], {"id": 1}, None])
+def test_damaged_added_tokens_of_tokenizer_json_are_refused_by_name(folder, added):
+    vocab = json.loads((folder / "vocab.json").read_text())
+    model = {"vocab": vocab, "merges": ["c a", "ca t</w>"]}
+    write(folder / "tokenizer.json", {"model": model, "added_tokens": added})
+    with pytest.raises(ModelFileError, match="tokenizer.json: the added tokens are broken"):
+        CLIPTokenizer.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("model", [None, [], {}, {"vocab": VOCABULARY}, {"vocab": VOCABULARY, "merges": [1, 2]}])
 def test_a_damaged_tokenizer_json_is_refused_by_name(folder, model):
-    (folder / "vocab.json").unlink()
     write(folder / "tokenizer.json", {"model": model})
     with pytest.raises(ModelFileError, match="tokenizer.json"):
         CLIPTokenizer.from_pretrained(folder)

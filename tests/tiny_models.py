@@ -14,7 +14,7 @@ import zlib
 
 import numpy as np
 
-from minisd.checkpoint import params_from_state_dict
+from minisd.checkpoint import component_shapes, params_from_state_dict
 from minisd.config import CLIPTextConfig, UNetConfig, VAEConfig
 from minisd.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 
@@ -90,11 +90,12 @@ def family(name: str) -> tuple:
     return FAMILIES[name.split("_")[0]]
 
 
-def build(name: str, config: dict, shapes: dict):
-    """The float32 minisd model of a family (the first part of `name`) with made-up weights of these shapes."""
+def build(name: str, config: dict, shapes: dict | None = None):
+    """The float32 minisd model of a family (the first part of `name`) with made-up weights; shapes as torch has them, or minisd's own."""
     model, config_class = family(name)
     config = config_class.from_dict(config)
-    params, report = params_from_state_dict(make_weights(shapes), model.component, config, "float32")
+    weights = make_weights(shapes or component_shapes(config))
+    params, report = params_from_state_dict(weights, model.component, config, "float32")
     return model(config, params, report)
 
 
@@ -122,29 +123,30 @@ def make_tensor(name: str, shape: tuple) -> np.ndarray:
     return x.astype("float32")
 
 
-# The modules that write into the stream of images between the blocks.
+# The modules that write into the stream of images between the blocks ("conv" is that of the up- and downsamplers, and of the quant convs).
 WRITERS = ("conv_in", "conv", "conv1", "conv2", "conv_shortcut", "time_emb_proj", "proj_out", "attentions.0.to_out.0")
 
 
-def make_inputs(name: str, size: tuple | None = None, batch: int = 2) -> dict:
+def make_inputs(name: str, size: tuple | None = None, batch: int = 2, config: dict | None = None) -> dict:
     """The arguments of a whole run, float32: a UNet's sample, timestep and encoder_hidden_states; a VAE's x and z; CLIP's input_ids.
 
     size: latents (H, W) of a UNet, pixels of a VAE, (T,) tokens of CLIP; the default is that of the golden files.
     """
-    config, draw = CONFIGS[name], random(name)
+    config, draw = config or CONFIGS[name], random(name)
     if name.startswith("unet"):
         H, W = size or (6, 10)
+        context = config["cross_attention_dim"]
         return {
             "sample": draw.standard_normal((batch, config["in_channels"], H, W)).astype("float32"),
             "timestep": np.array([501.25, 7.0, 999.0][:batch]),  # LMS asks for fractions
-            "encoder_hidden_states": draw.standard_normal((batch, 11, config["cross_attention_dim"])).astype("float32"),
+            "encoder_hidden_states": draw.standard_normal((batch, 11, context if isinstance(context, int) else context[0])).astype("float32"),
         }
     if name.startswith("vae"):
         H, W = size or (13, 18)
-        h, w = -(-H // 4), -(-W // 4)
+        z = (batch, config.get("latent_channels", 4), -(-H // 4), -(-W // 4))
         return {
             "x": draw.uniform(-1.0, 1.0, (batch, 3, H, W)).astype("float32"),
-            "z": draw.standard_normal((batch, 4, h, w)).astype("float32"),
+            "z": draw.standard_normal(z).astype("float32"),
         }
     return {"input_ids": draw.randint(0, config["vocab_size"], (batch, *(size or (13,))))}
 

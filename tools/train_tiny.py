@@ -34,14 +34,13 @@ PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emoji-datasource@16.0.0")
 SIZE, LATENT, TOKENS = 64, 16, 77
 SPRITE_SIZES, SHIFT = (46, 50), 2           # a drawing's longer side, and how far it may sit off the centre, in pixels
 EMPTY, PLAIN, BARE, SYNONYM = 0.12, 0.15, 0.10, 0.25    # captions: empty, without background, without article, with synonym
-SD_SCALING = 0.18215                            # the latents are normalised so that SD's own scaling_factor is right for them
 
 COLOURS = {
-    "red": (214, 56, 52), "orange": (240, 140, 40), "yellow": (247, 212, 70), "green": (72, 168, 84),
-    "teal": (50, 170, 170), "blue": (58, 110, 214), "purple": (134, 80, 184), "pink": (244, 158, 190),
-    "brown": (124, 84, 56), "gray": (142, 146, 152), "black": (34, 34, 40), "white": (242, 242, 240),
+    "red": (212, 48, 48), "orange": (242, 138, 38), "yellow": (250, 214, 62), "green": (66, 166, 88),
+    "turquoise": (66, 194, 200), "blue": (48, 104, 212), "purple": (130, 82, 188), "pink": (238, 152, 182),
+    "brown": (128, 86, 58), "gray": (146, 144, 148), "black": (30, 26, 32), "white": (236, 238, 242),
 }
-COLOUR_SYNONYMS = {"gray": "grey", "purple": "violet", "teal": "turquoise", "red": "crimson", "blue": "azure"}
+COLOUR_SYNONYMS = {"gray": "grey", "purple": "violet", "turquoise": "teal", "red": "crimson", "blue": "azure"}
 NOUNS = {  # noun in captions: (emoji short name, synonyms)
     "cat": ("cat", "kitty"), "dog": ("dog", "puppy"), "rabbit": ("rabbit", "bunny"), "frog": ("frog", "toad"),
     "fox": ("fox_face", ""), "panda": ("panda_face", ""), "pig": ("pig", "piglet"), "penguin": ("penguin", ""),
@@ -58,8 +57,10 @@ NOUNS = {  # noun in captions: (emoji short name, synonyms)
     "rainbow": ("rainbow", ""), "fire": ("fire", "flame"), "snowman": ("snowman", ""), "heart": ("heart", "love"),
     "gift": ("gift", "present"), "guitar": ("guitar", ""), "football": ("soccer", "ball"),
     "crown": ("crown", ""), "umbrella": ("umbrella", "parasol"), "house": ("house", "home"), "robot": ("robot_face", "android"),
-    "ghost": ("ghost", "spook"),
+    "ghost": ("ghost", "spook"), "anchor": ("anchor", ""), "dress": ("dress", ""), "lantern": ("izakaya_lantern", ""),
+    "medal": ("sports_medal", ""),
 }
+FRESH = ("anchor", "dress", "lantern", "medal")    # nouns the checkpoint given by --init never saw: four backgrounds held out
 TEMPLATES = ("{noun} on {colour} background", "{noun}, {colour} background", "{colour} background with {noun}",
              "picture of {noun} on {colour} background")
 
@@ -122,7 +123,9 @@ def compose(rng, sprites, noun, colour):
 
 
 def held_out(noun, colour):
-    """Is this the one background of the noun that training never shows?"""
+    """Is this a background that training never shows with the noun? One of twelve, four of twelve for the fresh nouns."""
+    if list(NOUNS)[noun] in FRESH:
+        return (colour + noun) % 3 == 0
     return colour == (5 * noun + 3) % len(COLOURS)
 
 
@@ -218,16 +221,31 @@ def new_vae():
 
 def new_text_encoder(vocabulary):
     v = len(vocabulary)
-    return CLIPTextModel(CLIPTextConfig(vocab_size=v, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
+    return CLIPTextModel(CLIPTextConfig(vocab_size=v, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
                                         num_attention_heads=4, projection_dim=128, bos_token_id=v - 2, eos_token_id=v - 1,
                                         pad_token_id=v - 1))
 
 
 def new_unet():
     return UNet2DConditionModel(
-        sample_size=LATENT, block_out_channels=(64, 128, 176), layers_per_block=1, norm_num_groups=16, attention_head_dim=4,
+        sample_size=LATENT, block_out_channels=(64, 128, 192), layers_per_block=1, norm_num_groups=16, attention_head_dim=4,
         cross_attention_dim=128, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+
+
+def new_models(args, vocabulary):
+    """Text encoder and UNet; from `--init`, with the embeddings of the tokens both vocabularies have."""
+    models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet()))
+    if args.init:
+        models["unet"] = UNet2DConditionModel.from_pretrained(args.init, subfolder="unet", torch_dtype=torch.float32)
+        donor = CLIPTextModel.from_pretrained(args.init, subfolder="text_encoder", dtype=torch.float32).state_dict()
+        known = json.loads((pathlib.Path(args.init) / "tokenizer/vocab.json").read_text("utf-8"))
+        name = next(key for key in donor if key.endswith("token_embedding.weight"))
+        rows = models["text"].state_dict()[name].clone()
+        for token in vocabulary.keys() & known.keys():
+            rows[vocabulary[token]] = donor[name][known[token]]
+        models["text"].load_state_dict(donor | {name: rows})
+    return models
 
 
 def new_scheduler():
@@ -348,7 +366,7 @@ def reconstruction_psnr(vae, sprites, device, grid=None):
 def train_vae(args, sprites, whole):
     """Train the whole VAE, or its decoder alone on what the finished encoder writes (the latents stay as they are)."""
     name = "vae" if whole else "decoder"
-    vae = (new_vae() if whole and not args.init else load_vae(args, decoder=False)).to(args.device)
+    vae = load_vae(args, decoder=False).to(args.device)
     trained = list(vae.parameters()) if whole else [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     run = Run(args, name, vae, trained, args.vae_minutes if whole else args.decoder_minutes, 1e-3, 0.998)
     rng = np.random.default_rng(run.step + 1)
@@ -363,7 +381,7 @@ def train_vae(args, sprites, whole):
             run.update(picture_loss(y, x) + 1e-6 * code.kl().float().mean())
         else:
             pick = rng.integers(len(pool["pairs"]), size=args.vae_batch)
-            x, z = to_tensor(pool["pictures"][pick], args.device), pool_latents(pool, pick, args.device) / SD_SCALING
+            x, z = to_tensor(pool["pictures"][pick], args.device), pool_latents(pool, pick, args.device) / vae.config.scaling_factor
             with bfloat16(args.device):
                 y = vae.decode(z).sample.float()
             run.update(picture_loss(y, x))
@@ -376,27 +394,14 @@ def train_vae(args, sprites, whole):
 
 
 def load_vae(args, decoder=True):
-    """The averaged VAE as trained so far: from `--init` or this work folder's stages, the longer trained decoder last."""
-    vae = AutoencoderKL.from_pretrained(args.init, subfolder="vae") if args.init else new_vae()
-    stages = ["vae", "whitened"] + ["decoder"] * decoder
-    for path in (args.work / f"{stage}.pt" for stage in stages):
+    """The averaged VAE as trained so far; the longer trained decoder, if there is one, replaces the first."""
+    vae = AutoencoderKL.from_pretrained(args.init, subfolder="vae", torch_dtype=torch.float32) if args.init else new_vae()
+    for path in (args.work / f"{stage}.pt" for stage in ["vae"] + ["decoder"] * decoder):
         if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            vae.load_state_dict(state["ema"])
-    vae.register_to_config(scaling_factor=SD_SCALING)
+            vae.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    if (args.work / "pool/scaling.npy").exists():
+        vae.register_to_config(scaling_factor=float(np.load(args.work / "pool/scaling.npy")))
     return vae.eval()
-
-
-@torch.no_grad()
-def whiten(vae, mean, std):
-    """Fold z ↦ (z − mean) / std / 0.18215 into the two 1×1 convolutions at the latent; the pictures stay the same."""
-    scale = 1 / (std * SD_SCALING)
-    encoder, decoder = vae.quant_conv, vae.post_quant_conv
-    decoder.bias += torch.einsum("oi,i->o", decoder.weight[:, :, 0, 0], mean)
-    decoder.weight /= scale[:, None, None]
-    encoder.weight[:4] *= scale[:, None, None, None]
-    encoder.bias[:4] = (encoder.bias[:4] - mean) * scale
-    encoder.bias[4:] += 2 * scale.log()
 
 
 @torch.no_grad()
@@ -409,29 +414,27 @@ def make_pool(args, sprites):
     vae, rng = load_vae(args, decoder=False).to(args.device), np.random.default_rng(0)
     pairs = draw_pairs(rng, args.pool)
     pictures = np.stack([compose(rng, sprites, n, c) for n, c in pairs])
-    with bfloat16(args.device):
-        first = torch.cat([vae.encode(to_tensor(pictures[i:i + 40], args.device)).latent_dist.mean.float()
-                           for i in range(0, 2000, 40)])
-    whiten(vae, first.mean((0, 2, 3)), first.std((0, 2, 3)))
-    torch.save(dict(ema=vae.state_dict()), args.work / "whitened.pt")
     moments = []
     for i in range(0, len(pictures), 40):
         with bfloat16(args.device):
             code = vae.encode(to_tensor(pictures[i:i + 40], args.device)).latent_dist
         moments.append(torch.cat([code.mean, code.std], 1).half().cpu().numpy())
     np.save(folder / "pictures.npy", pictures)
-    np.save(folder / "moments.npy", np.concatenate(moments))
+    moments = np.concatenate(moments)
+    scaling = vae.config.scaling_factor if args.init else 1 / moments[:, :4].astype(np.float32).std()
+    np.save(folder / "scaling.npy", round(float(scaling), 5))
+    np.save(folder / "moments.npy", moments)
     np.save(folder / "pairs.npy", pairs)
 
 
 def open_pool(args):
-    return {name: np.load(args.work / f"pool/{name}.npy", mmap_mode="r") for name in ("pictures", "moments", "pairs")}
+    return {name: np.load(args.work / f"pool/{name}.npy", mmap_mode="r") for name in ("pictures", "moments", "scaling", "pairs")}
 
 
 def pool_latents(pool, pick, device):
     """Samples of the encoder's posterior, scaled for the UNet -> float32 (B, 4, 16, 16)."""
     mean, std = torch.from_numpy(pool["moments"][pick]).to(device).float().chunk(2, 1)
-    return SD_SCALING * (mean + std * torch.randn_like(mean))
+    return float(pool["scaling"]) * (mean + std * torch.randn_like(mean))
 
 
 # ---------------------------------------------------------------- text encoder and UNet
@@ -439,6 +442,12 @@ def pool_latents(pool, pick, device):
 def diffuse(scheduler, z, noise, t):
     """Noisy latents √ᾱ·z + √(1−ᾱ)·noise and their target v = √ᾱ·noise − √(1−ᾱ)·z."""
     return scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
+
+
+def draw_times(count, device):
+    """Half of the times uniform, half around t = 600 (logit-normal), where the noise is such that shapes are decided."""
+    uniform, middle = torch.rand(count, device=device), torch.sigmoid(0.4 + 0.8 * torch.randn(count, device=device))
+    return (1000 * torch.where(torch.arange(count, device=device) % 2 == 0, uniform, middle)).long().clamp(max=999)
 
 
 @torch.no_grad()
@@ -466,20 +475,20 @@ def sample(args, models, vae, scheduler, vocabulary, prompts, guidance, steps=25
         for t in scheduler.timesteps:
             plain, told = models["unet"](torch.cat([z, z]), t.to(args.device), text).sample.float().chunk(2)
             z = scheduler.step(plain + guidance * (told - plain), t, z).prev_sample
-        return to_pictures(torch.cat([vae.decode(part / SD_SCALING).sample for part in z.split(16)]))
+        return to_pictures(torch.cat([vae.decode(part / vae.config.scaling_factor).sample for part in z.split(16)]))
 
 
 def train_unet(args, sprites):
-    """Train text encoder and UNet together on the cached latents, plain MSE on v, uniform t."""
+    """Train text encoder and UNet together on the cached latents, plain MSE on v."""
     vocabulary, scheduler, pool = train_tokenizer(args.work / "tokenizer"), new_scheduler(), open_pool(args)
-    models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet())).to(args.device).train()
-    run = Run(args, "unet", models, list(models.parameters()), args.unet_minutes, 1e-3, 0.999)
+    models = new_models(args, vocabulary).to(args.device).train()
+    run = Run(args, "unet", models, list(models.parameters()), args.unet_minutes, args.rate, 0.999)
     rng = np.random.default_rng(run.step)
     while not run.done():
         pick = rng.integers(len(pool["pairs"]), size=args.batch)
         ids = encode(vocabulary, [caption(rng, n, c) for n, c in pool["pairs"][pick]]).to(args.device)
         z = pool_latents(pool, pick, args.device)
-        t = torch.randint(0, 1000, (args.batch,), device=args.device)
+        t = draw_times(args.batch, args.device)
         noisy, target = diffuse(scheduler, z, torch.randn_like(z), t)
         with bfloat16(args.device):
             v = models["unet"](noisy, t, models["text"](ids)[0]).sample
@@ -552,7 +561,7 @@ def scores(pictures, pairs, sprites):
 def export(args):
     """Write the averaged weights as a diffusers folder in fp16, with the names official files have."""
     vocabulary, folder = train_tokenizer(args.work / "export/tokenizer"), args.work / "export"
-    models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet()))
+    models = new_models(args, vocabulary)
     models.load_state_dict(torch.load(args.work / "unet.pt", map_location="cpu", weights_only=True)["ema"])
     models["unet"].half().save_pretrained(folder / "unet")
     load_vae(args).half().save_pretrained(folder / "vae")
@@ -575,13 +584,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for downloads, checkpoints, grids and the result")
     parser.add_argument("--stages", nargs="+", default=["vae", "pool", "decoder", "unet", "export"])
-    parser.add_argument("--init", help="a diffusers folder whose VAE is trained on instead of a new one")
+    parser.add_argument("--init", help="a diffusers folder of the same shapes to train on from, instead of new weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (one per process is best on a busy machine)")
     for name, default in (("vae-minutes", 20), ("decoder-minutes", 20), ("unet-minutes", 120), ("score-minutes", 6)):
         parser.add_argument(f"--{name}", type=float, default=default)
     for name, default in (("vae-batch", 8), ("batch", 32), ("pool", 24000)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of text encoder and UNet")
     parser.add_argument("--guidance", type=float, default=4.0)
     args = parser.parse_args()
     if args.threads:

@@ -4,6 +4,7 @@ Change one field to what the weights suggest, derive all shapes again, and see w
 fit is the field at fault; repeat until nothing gets better.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 from .shapes import Shapes, component_shapes
@@ -15,7 +16,7 @@ WIDTHS = (
 COUNTS = ("layers_per_block", "transformer_layers_per_block", "num_hidden_layers")
 FLAGS = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
 MOST_FIELDS = 4
-MOST_LAYERS = 64
+MOST_VALUES = 32
 
 
 def contradictions(config, have: Shapes) -> list[tuple]:
@@ -23,12 +24,12 @@ def contradictions(config, have: Shapes) -> list[tuple]:
     first, found = distance(config, have), []
     now = first
     while now and len(found) < MOST_FIELDS:
-        best = min(alternatives(config, have), key=lambda change: distance(replace(config, **dict([change])), have))
-        changed = replace(config, **dict([best]))
-        if distance(changed, have) >= now:
+        trials = [(distance(replace(config, **{field: value}), have), field, value) for field, value in alternatives(config, have)]
+        best, field, value = min(trials, key=lambda trial: trial[0], default=(now, None, None))
+        if best >= now:
             break
-        found.append((best[0], getattr(config, best[0]), best[1]))
-        config, now = changed, distance(changed, have)
+        found.append((field, getattr(config, field), value))
+        config, now = replace(config, **{field: value}), best
     return found if 2 * now <= first else []
 
 
@@ -42,16 +43,16 @@ def distance(config, have: Shapes) -> int:
 def alternatives(config, have: Shapes):
     """(field, other value) for every field that decides shapes, with values that occur in the shapes and names that do not fit."""
     want = component_shapes(config)
-    strange = {name: shape for name, shape in have.items() if want.get(name) != shape}
-    widths = {n for shape in strange.values() for n in shape}
-    counts = {int(part) + 1 for name in have for part in name.split(".") if part.isdecimal() and len(part) < 3}
-    counts = {n + i for n in counts for i in (-1, 0) if 0 < n + i <= MOST_LAYERS}  # up blocks have one layer more than the config says
+    strange = Counter(n for name, shape in have.items() if want.get(name) != shape for n in shape)
+    widths = [n for n, _ in strange.most_common(MOST_VALUES)]
+    numbers = {int(part) for name in have for part in name.split(".") if part.isdecimal() and len(part) < 3}
+    counts = sorted(numbers | {n + 1 for n in numbers})  # of layers n = 0 … 11 there are 12; an up block has one more than the config says
     for field in (*WIDTHS, *COUNTS, *FLAGS):
         if not hasattr(config, field):
             continue
         value = getattr(config, field)
-        for new in (not value,) if field in FLAGS else sorted(counts if field in COUNTS else widths):
+        for new in (not value,) if field in FLAGS else counts if field in COUNTS else widths:
             if isinstance(value, tuple):
-                yield from ((field, tuple(new if v == old else v for v in value)) for old in set(value))
+                yield from ((field, tuple(new if v == old else v for v in value)) for old in dict.fromkeys(value))
             elif new != value:
                 yield field, new

@@ -38,6 +38,14 @@ class LoadReport:
         stored = ", ".join(self.source_dtypes)
         return f"{self.component}: {self.tensors:,} tensors, {in_bytes(self.bytes)} from {files} ({stored} → {self.dtype})"
 
+    def add(self, name: str, stored: str, size: int, nonfinite: int):
+        """Notes a loaded tensor: how it was stored ("F16"), and its size in bytes as loaded."""
+        self.tensors += 1
+        self.bytes += size
+        self.source_dtypes[stored] = self.source_dtypes.get(stored, 0) + 1
+        if nonfinite:
+            self.nonfinite[name] = nonfinite
+
     def __str__(self) -> str:
         lines = [self.headline]
         lines += [f"  renamed {len(names)} ({reason})" for reason, names in self.renamed.items()]

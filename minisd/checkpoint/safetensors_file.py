@@ -117,7 +117,7 @@ def _refusal(path: Path, message: str) -> ModelFileError:
     length = int.from_bytes(head[:8], "little")
     detail = message.removeprefix("Error while deserializing header: ")
     why = f"safetensors says: {shorten(detail)}; the file has {size:,} bytes, its header claims {length:,}"
-    if any(words in message for words in ("offset", "shape", "not fully covered")):
+    if detail.startswith(("invalid offset", "invalid shape", "overflow", "incomplete metadata")):
         why = _layout_fault(path, length, size - 8 - length) or why
     return ModelFileError(f"{path} is broken", why, FETCH_AGAIN)
 
@@ -140,7 +140,7 @@ def foreign_kind(head: bytes) -> tuple[str, str] | None:
 def _layout_fault(path: Path, length: int, body: int) -> str:
     """The first tensor whose bytes do not fit its shape, or do not follow the tensor before; or how many bytes are missing."""
     with open(path, "rb") as file:
-        header = json.loads(file.read(8 + length)[8:])  # the library has read it as JSON with typed fields before it complained
+        header = json.loads(file.read(8 + length)[8:])  # the library has parsed it before it complained
     header.pop("__metadata__", None)
     end = 0
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):

@@ -5,7 +5,7 @@ Everything that can be refused from names, dtypes and shapes is refused before t
 
 import difflib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from .shapes import component_shapes
 
 log = logging.getLogger("minisd")
 
+OTHER_CONFIG = "put the config.json beside the weights that belongs to them"
 # What the names of other things begin with, for a file that holds nothing of the component asked for.
 OTHER_KINDS = (
     ("model.diffusion_model.", "a whole checkpoint in a single file (the names of LDM); the diffusers layout is needed"),
@@ -73,23 +74,15 @@ def assemble(stored: list, component: str, config, *, dtype="float32", allow_non
 
     weights = {}
     for name in sorted(shapes, key=lambda name: (found[name].path, found[name].offset)):  # in the order of the disk
-        raw = found[name].read().reshape(shapes[name])
-        weights[name] = lay_out(raw, dtype)
-        # float16 cannot overflow in a wider type, and integers find its NaN five times as fast.
-        bad = count_nonfinite(raw if raw.dtype == np.float16 else weights[name])
+        weights[name], bad = read_weight(found[name], shapes[name], dtype)
         if bad and not allow_nonfinite:
             raise NumericError(
-                f"{source}: {name} holds NaN or Inf: {bad:,} of {raw.size:,} values",
-                "every picture would be black",
+                f"{source}: {name} holds NaN or Inf: {bad:,} of {weights[name].size:,} values",
+                "they would spread over the whole picture",
                 f"{FETCH_AGAIN}; to study it nevertheless: allow_nonfinite=True",
                 layer=f"{component}.{name.rpartition('.')[0]}",
             )
-        if bad:
-            report.nonfinite[name] = bad
-        label = found[name].dtype
-        report.source_dtypes[label] = report.source_dtypes.get(label, 0) + 1
-        report.tensors += 1
-        report.bytes += weights[name].nbytes
+        report.add(name, found[name].dtype, weights[name].nbytes, bad)
     return Params.from_state_dict({name: weights[name] for name in shapes}, path=component), report
 
 
@@ -102,7 +95,8 @@ def with_official_names(stored: list, component: str, report: LoadReport, source
             report.dropped.setdefault(reason, []).append(tensor.name)
             continue
         if name in found:
-            why = f"{shorten(tensor.name)} and {shorten(found[name].name)} are two names of it, so it could mean either"
+            one, other = (f"{shorten(t.name)} in {t.path.name or 'memory'}" for t in (found[name], tensor))
+            why = f"{one} and {other} both mean it"
             raise ModelFileError(f"{source}: two tensors for {shorten(name)}", why, FETCH_AGAIN)
         if reason:
             report.renamed.setdefault(reason, {})[tensor.name] = name
@@ -111,56 +105,64 @@ def with_official_names(stored: list, component: str, report: LoadReport, source
 
 
 def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
-    """Names and shapes are those that the config describes. Missing ones and wrong shapes raise, unexpected ones are reported."""
+    """Names, shapes and dtypes are those that the config describes, or an error says which are not; unexpected names are only reported."""
     have = {name: official_shape(report.component, name, tensor.shape) for name, tensor in found.items()}
     report.missing = [name for name in shapes if name not in have]
     report.unexpected = [name for name in have if name not in shapes]
     wrong = [name for name in shapes if name in have and have[name] != shapes[name]]
-    if not (report.missing or report.unexpected or wrong):
-        return _refuse_dtypes(found, shapes, source)
-
-    reasons = [f"config.json says {field} = {says!r}, the weights say {have!r}" for field, says, have in contradictions(config, have)]
-    why, fix = "; ".join(reasons), "put the config.json beside them that belongs to these weights" if reasons else FETCH_AGAIN
     if len(report.missing) == len(shapes):
-        kind = next((kind for prefix, kind in OTHER_KINDS if any(name.startswith(prefix) for name in have)), f"it begins with {some(list(have)[:1])}")
-        raise ModelFileError(f"{source} holds no {report.component}", f"none of its {len(have)} names fits: {kind}", "give the component its own file")
-    if report.missing:
-        raise ModelFileError(
-            f"{source}: {len(report.missing):,} of {len(shapes):,} tensors are missing: {some(report.missing)}",
-            why or f"the file holds {len(found):,} tensors{_nearest(report)}",
-            fix,
-        )
-    if wrong:
-        first, *others = wrong
-        raise ModelFileError(
-            f"{source}: {first} is {list(have[first])}, config.json describes {list(shapes[first])}"
-            + (f" (and {len(others):,} more such)" if others else ""),
-            why or "no single field of config.json explains it",
-            fix,
-        )
-    log.warning("%s: %d unexpected tensors are left out: %s%s", source, len(report.unexpected), some(report.unexpected), f" ({why})" if why else "")
-    _refuse_dtypes(found, shapes, source)
-
-
-def _refuse_dtypes(found: dict, shapes: dict, source: str):
+        raise _another_kind(have, report, source)
+    if report.missing or report.unexpected or wrong:
+        why = "; ".join(f"config.json says {field} = {says!r}, the weights say {have!r}" for field, says, have in contradictions(config, have))
+        if report.missing:
+            raise _missing(len(shapes), len(found), report, source, why)
+        if wrong:
+            raise _misshapen(wrong, have, shapes, source, why)
+        names = f"{len(report.unexpected):,} unexpected tensors are left out: {some(report.unexpected)}"
+        log.warning("%s: %s%s", source, names, f" ({why})" if why else "")
     for name in shapes:
         if found[name].dtype not in FLOATS:
             raise ModelFileError(
                 f"{source}: {name} is stored as {found[name].dtype}, which is not supported",
-                f"weights are {', '.join(FLOATS)}; 8-bit floats and integers are quantised, and the file does not say how to undo it",
+                f"weights are {', '.join(FLOATS)}; 8-bit floats and integers are quantised, and no file says how to undo it",
                 "fetch the original F16 or F32 weights",
             )
 
 
-def _nearest(report: LoadReport) -> str:
-    """Names in the file that look like missing ones, most likely misspelt."""
+def _another_kind(have: dict, report: LoadReport, source: str) -> ModelFileError:
+    kinds = (kind for prefix, kind in OTHER_KINDS if any(name.startswith(prefix) for name in have))
+    kind = next(kinds, f"its first name is {some(list(have)[:1]) or 'none'}")
+    return ModelFileError(f"{source} holds no {report.component}", f"none of its {len(have):,} names fits: {kind}", "give each component its own file")
+
+
+def _missing(expected: int, count: int, report: LoadReport, source: str, why: str) -> ModelFileError:
     candidates = [name for name in report.unexpected if len(name) < 200][:2000]
     pairs = ((name, difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)) for name in report.missing[:5])
-    near = [f"{match[0]} for {name}" for name, match in pairs if match]
-    return f", nearest: {', '.join(near)}" if near else ""
+    nearest = "; ".join(f"{match[0]} may be {name}" for name, match in pairs if match)
+    return ModelFileError(
+        f"{source}: {len(report.missing):,} of {expected:,} tensors are missing: {some(report.missing)}",
+        why or f"the file holds {count:,} tensors{f'; {nearest}' if nearest else ''}",
+        OTHER_CONFIG if why else FETCH_AGAIN,
+    )
+
+
+def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str) -> ModelFileError:
+    first, more = wrong[0], f" (and {len(wrong) - 1:,} more such)" if wrong[1:] else ""
+    return ModelFileError(
+        f"{source}: {first} is {list(have[first])}, config.json describes {list(shapes[first])}{more}",
+        why or "no field of config.json explains the difference",
+        OTHER_CONFIG if why else FETCH_AGAIN,
+    )
 
 
 # ----- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def read_weight(tensor, shape: tuple, dtype: str) -> tuple[np.ndarray, int]:
+    """The weight in `dtype` and in the kernels' layout, and how many of its values are NaN or Inf."""
+    raw = tensor.read().reshape(shape)
+    weight = lay_out(raw, dtype)
+    return weight, count_nonfinite(raw if raw.dtype == np.float16 else weight)  # a float16 cannot overflow in a wider type
 
 
 def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:
@@ -175,7 +177,7 @@ def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def count_nonfinite(x: np.ndarray) -> int:
-    """How many values are NaN or ±Inf: all exponent bits set."""
-    if x.dtype == np.float16:
+    """How many values are NaN or ±Inf."""
+    if x.dtype == np.float16:  # all exponent bits set: five times as fast as isfinite, which widens float16 first
         return int(np.count_nonzero((x.view("uint16") & 0x7C00) == 0x7C00))
     return x.size - int(np.count_nonzero(np.isfinite(x)))

@@ -26,7 +26,7 @@ _BY_CLASS_NAME = {scheduler.__name__: scheduler for scheduler in SCHEDULERS.valu
 def scheduler_from_config(config: dict) -> Scheduler:
     """The sampler that a scheduler_config.json names in `_class_name`."""
     name = config.get("_class_name")
-    if name not in _BY_CLASS_NAME:
+    if not isinstance(name, str) or name not in _BY_CLASS_NAME:
         raise UsageError(
             f"the scheduler {name!r} is not implemented",
             f"minisd has {', '.join(_BY_CLASS_NAME)}",

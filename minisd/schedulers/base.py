@@ -83,8 +83,8 @@ class Scheduler(Configurable):
         if self.num_inference_steps is None:
             raise UsageError("step() before set_timesteps()", "", "call scheduler.set_timesteps(num_inference_steps) first")
 
-    def _advance(self, timestep) -> int:
-        """The index of this step. A sampler that remembers takes each timestep once and in order, from wherever it starts."""
+    def _expect(self, timestep):
+        """The indices this step may be at. A sampler that remembers takes each timestep once, in order, from wherever it starts."""
         self._ready()
         here = self._find(timestep)
         if self._here is not None:
@@ -93,14 +93,13 @@ class Scheduler(Configurable):
             expected = here if self.begin_index is None else np.array([self.begin_index], dtype=np.int64)
         here = np.intersect1d(here, expected)
         if not here.size:
-            ahead = [f"{self.timesteps[i]:g}" for i in expected if i < len(self.timesteps)]
+            ahead = [f"{self.timesteps[i]:g} is next" for i in expected if i < len(self.timesteps)]
             raise UsageError(
-                f"step() at timestep {float(timestep):g}, but " + (f"{ahead[0]} is next" if ahead else "the run is over"),
+                f"step() at timestep {float(timestep):g}, but {ahead[0] if ahead else 'the run is over'}",
                 f"{type(self).__name__} remembers earlier steps, so each timestep is taken once and in order",
                 "to look at x0 without stepping use predict(model_output, t, sample); to start again call set_timesteps",
             )
-        self._here = here
-        return int(here[0])
+        return here
 
     # ---- x = a·x0 + s·ε ----
 

@@ -117,8 +117,9 @@ class LMSDiscreteScheduler(Scheduler):
         """One step: model output and sample [B, C, H, W] at `timestep` -> the sample at the next σ. order 1…4; 1 is Euler."""
         if order not in (1, 2, 3, 4):
             raise UsageError(f"order = {order!r}", "the number of slopes that a step looks at", "use 1, 2, 3 or 4")
+        here = self._expect(timestep)
         x0, slope = self.predict(model_output, timestep, sample)  # dx/dσ = (x − x0)/σ = ε
-        i = self._advance(timestep)
+        self._here, i = here, int(here[0])
         self.derivatives = [*self.derivatives, slope][-order:]
         known = i + 1 if self.config.compat else len(self.derivatives)
         coefficients = lms_coefficients(self.sigmas, i, min(known, order))

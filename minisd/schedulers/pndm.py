@@ -91,16 +91,16 @@ class PNDMScheduler(VariancePreserving):
 
     def step(self, model_output, timestep, sample) -> SchedulerOutput:
         """One model call: model output and sample [B, C, H, W] at `timestep` -> the sample for the next call."""
-        x0, _ = self.predict(model_output, timestep, sample)
-        model_output = model_output.astype(sample.dtype, copy=False)
-        start = self.counter == 0
-        if self._advance(timestep) != 0 and start and self._warm_up:
-            self._restart()
+        here = self._expect(timestep)
+        if self._warm_up and self.counter == 0 and here[0] != 0:
             raise UsageError(
                 "a PNDM run with skip_prk_steps = False starts at its first timestep",
                 "the Runge–Kutta steps come first",
                 "for image to image use skip_prk_steps=True",
             )
+        x0, _ = self.predict(model_output, timestep, sample)
+        self._here = here
+        model_output = model_output.astype(sample.dtype, copy=False)
         take = self._runge_kutta if self.counter < self._warm_up else self._multistep
         prev_sample = take(model_output, int(timestep), sample)
         self.counter += 1

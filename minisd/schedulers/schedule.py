@@ -3,9 +3,9 @@
     x_t = √ᾱ·x0 + √(1−ᾱ)·ε          variance preserving: DDIM, PNDM         ᾱ = Π (1 − β_s), s ≤ t
     x_σ =     x0 +      σ·ε          variance exploding: LMS                 σ = √((1−ᾱ)/ᾱ),  x_σ = x_t/√ᾱ
 
-Tables are float32. β and ᾱ equal torch's (x86 with AVX2, as all reference numbers) to the last bit; torch takes the root of the σ
-table with a library that does not round correctly, so σ is equal up to one unit in the last place. Papers: DDPM
-arXiv:2006.11239; zero terminal SNR and the names of the spacings arXiv:2305.08891.
+Tables are float32. β and ᾱ equal torch's to the last bit (on x86 with AVX2, where all reference numbers come from); torch's root
+does not always round correctly, so σ is equal up to the last bit. Papers: DDPM arXiv:2006.11239; zero terminal SNR and the
+names of the spacings arXiv:2305.08891.
 """
 
 import math

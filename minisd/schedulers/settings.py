@@ -6,9 +6,7 @@ understands, so that a chain DDIM -> LMS -> DDIM loses nothing.
 
 import functools
 import inspect
-import json
 import logging
-from pathlib import Path
 
 from ..errors import ModelFileError, UsageError
 
@@ -103,16 +101,14 @@ class Configurable:
         return scheduler
 
     @classmethod
-    def from_pretrained(cls, folder, subfolder: str | None = None):
-        """The sampler for `scheduler_config.json` in a local folder (diffusers layout: subfolder="scheduler")."""
-        path = Path(folder, subfolder or "", "scheduler_config.json")
-        try:
-            config = json.loads(path.read_bytes())
-        except OSError as error:
-            fix = "pass a local folder; inside the folder of a pipeline add subfolder='scheduler'"
-            raise ModelFileError(f"{path} cannot be read", error.strerror or str(error), fix) from None
-        except (ValueError, RecursionError) as error:
-            raise ModelFileError(f"{path} is not JSON", str(error), "fetch the file again") from None
-        if not isinstance(config, dict):
-            raise ModelFileError(f"{path} holds a {type(config).__name__}", "settings are a JSON object", "fetch the file again")
-        return cls.from_config(config)
+    def from_pretrained(cls, model, subfolder: str | None = None):
+        """The sampler for a `scheduler_config.json`. model: a folder, "tiny" or a hub id (whose whole model is fetched).
+
+        Inside the folder of a pipeline it lies in subfolder="scheduler".
+        """
+        from ..checkpoint import read_json, resolve
+
+        path = resolve(model) / (subfolder or "") / "scheduler_config.json"
+        if not path.is_file():
+            raise ModelFileError(f"{path} does not exist", "", "give the folder it is in; in a pipeline's folder subfolder='scheduler'")
+        return cls.from_config(read_json(path))

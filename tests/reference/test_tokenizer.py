@@ -52,14 +52,16 @@ def test_the_golden_file_is_what_transformers_says(tmp_path):
 
 
 def test_every_code_point(pair):
-    """Planes 0 and 1 and the tags, 64 to a text, each beside a letter, so that composition and word breaks are met too."""
+    """Planes 0 and 1 and the tags, 64 to a text, each between letters, so that composition and word breaks are met."""
     points = [chr(i) for i in (*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE0200))]
     assert_same_ids(pair, ["e".join(points[i : i + 64]) for i in range(0, len(points), 64)])
 
 
 RANGES = [(0x00, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x370, 0x5FF), (0x600, 0x6FF), (0x900, 0xDFF), (0x1100, 0x11FF)]
-RANGES += [(0x1E00, 0x1FFF), (0x2000, 0x22FF), (0x3000, 0x9FFF), (0xAC00, 0xD7A3), (0xFB00, 0xFFFF), (0x1D400, 0x1D7FF), (0x1F1E6, 0x1FAFF)]
-PIECES = ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>", "!", "!!", "'s", "'LL", "''", " ", "\n", "\u3000", "</w>", "a", "cat", "7", "\0"]
+RANGES += [(0x1E00, 0x1FFF), (0x2000, 0x22FF), (0x3000, 0x9FFF), (0xAC00, 0xD7A3), (0xFB00, 0xFFFF), (0x1D400, 0x1D7FF)]
+RANGES += [(0x1F1E6, 0x1FAFF)]
+PIECES = ["<|endoftext|>", "<|startoftext|>", "<|EndOfText|>", "</w>", "!", "!!", "'s", "'LL", "''", "a", "cat", "7", "\0"]
+PIECES += [" ", "\n", "\u3000"]
 
 
 def test_random_texts(pair):
@@ -67,8 +69,8 @@ def test_random_texts(pair):
 
     def text():
         low, high = rng.choice(RANGES)
-        parts = (rng.choice(PIECES) if rng.random() < 0.3 else chr(rng.randint(low, high)) for _ in range(rng.randint(0, 40)))
-        return "".join(parts)
+        length = rng.randint(0, 40)
+        return "".join(rng.choice(PIECES) if rng.random() < 0.3 else chr(rng.randint(low, high)) for _ in range(length))
 
     texts = [text() for _ in range(3000)]
     assert_same_ids(pair, texts)
@@ -77,7 +79,8 @@ def test_random_texts(pair):
     settings = dict(padding="max_length", truncation=True, return_tensors="np")
     for batch in (texts[:100], "hello! " * 50, "", "cat"):
         for max_length in (77, 2, 3, 10):
-            found, expected = ours(batch, max_length=max_length, **settings), theirs(batch, max_length=max_length, **settings)
+            found = ours(batch, max_length=max_length, **settings)
+            expected = theirs(batch, max_length=max_length, **settings)
             for name in ("input_ids", "attention_mask"):
                 assert found[name].dtype == expected[name].dtype == np.int64
                 assert np.array_equal(found[name], expected[name])
@@ -126,6 +129,7 @@ def test_added_tokens(tmp_path, flavour):
     assert_same_ids(saved, ADDED_TEXTS)
 
 
+SMALL_VOCABULARY = {token: i for i, token in enumerate(["a", "a</w>", "aa</w>", "<|startoftext|>", "<|endoftext|>"])}
 OTHER_FOLDERS = {  # what to change in an SD 1 folder, file by file; None deletes the file
     "added_tokens.json": {"added_tokens.json": {"<cat-toy>_1": 49409, "<Cat-Toy>": 49408}},
     "a special added token": {
@@ -148,6 +152,14 @@ OTHER_FOLDERS = {  # what to change in an SD 1 folder, file by file; None delete
         },
     },
     "no tokenizer_config.json": {"tokenizer_config.json": None},
+    "tokenizer.json beside the older files": {
+        "special_tokens_map.json": {"pad_token": "a"},
+        "tokenizer.json": {
+            "version": "1.0",
+            "added_tokens": [flagged("<Cat-Toy>") | {"id": 5, "special": False}],
+            "model": {"type": "BPE", "vocab": SMALL_VOCABULARY, "merges": [["a", "a</w>"]]},
+        },
+    },
 }
 
 

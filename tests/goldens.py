@@ -1,0 +1,160 @@
+"""Reading and writing tests/golden/<model>.npz: what torch's modules were given and gave, for tests that run without torch.
+
+A file holds for each recorded module
+    inputs   its own float32 inputs, whole (equal arrays are stored once)
+    truth    torch's float64 result on them, at up to 512 positions drawn at random from the module's name
+    plain    torch's float32 result at the same positions
+and the config and the tensor shapes of the model; its weights are made from their names (tests/tiny_models.py).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.layer_table import compute
+from tests.numerics import assert_close_f64, assert_faithful
+from tests.tiny_models import CONFIGS, build, random
+
+FOLDER = Path(__file__).parent / "golden"
+POSITIONS = 512
+
+
+@dataclass(frozen=True)
+class Record:
+    """One module: inputs by the reference's argument names; shapes, truth and plain one each for each output."""
+
+    path: str
+    kind: str
+    inputs: dict
+    shapes: list
+    truth: list
+    plain: list
+
+
+def positions(path: str, shape: tuple, outputs: int) -> np.ndarray:
+    """Which elements of a flat output are kept, in ascending order: all of a small one."""
+    size = int(np.prod(shape))
+    keep = min(size, POSITIONS // outputs)
+    return np.sort(random(path).choice(size, keep, replace=False))
+
+
+def sampled(path: str, outputs: list) -> list:
+    return [y.ravel()[positions(path, y.shape, len(outputs))] for y in outputs]
+
+
+class Golden:
+    """A golden file, opened: `config`, `shapes`, `records` by path, `extras` (arrays by name), and the model in both dtypes."""
+
+    def __init__(self, name: str, file: Path | None = None):
+        with np.load(file or FOLDER / f"{name}.npz", allow_pickle=False) as npz:
+            arrays = dict(npz)
+        header = json.loads(arrays.pop("header").tobytes())
+        self.name, self.config, self.shapes, self.note = name, header["config"], header["shapes"], header["note"]
+        pools = {pool: arrays.pop(pool) for pool in ("inputs", "truth", "plain")}
+        self.extras, self.records, at = arrays, {}, 0
+        for path, kind, inputs, shapes in header["records"]:
+            kept = [len(positions(path, shape, len(shapes))) for shape in shapes]
+            edges = np.cumsum([at, *kept])
+            truth, plain = ([pools[p][a:b] for a, b in zip(edges, edges[1:])] for p in ("truth", "plain"))
+            inputs = {key: _unpack(value, pools["inputs"]) for key, value in inputs.items()}
+            self.records[path] = Record(path, kind, inputs, [tuple(s) for s in shapes], truth, plain)
+            at = edges[-1]
+
+    def model(self, dtype: str):
+        return _model(self, dtype)
+
+
+@cache
+def golden(name: str) -> Golden:
+    return Golden(name)
+
+
+@cache
+def _model(golden: Golden, dtype: str):
+    if dtype == "float64":
+        return _model(golden, "float32").astype("float64")
+    return build(golden.name, golden.config, golden.shapes)
+
+
+def write(file: Path, *, note: str, config: dict, shapes: dict, records: list, extras: dict | None = None):
+    """records: (path, kind, inputs, truth arrays, plain arrays) with whole outputs."""
+    pool, known, listed = [], {}, []
+    for path, kind, inputs, truth, plain in records:
+        packed = {key: _pack(value, pool, known) for key, value in inputs.items()}
+        listed.append((path, kind, packed, [y.shape for y in plain]))
+    header = dict(note=note, config=config, shapes=shapes, records=listed)
+    np.savez_compressed(
+        file,
+        header=np.frombuffer(json.dumps(header).encode(), dtype="uint8"),
+        inputs=np.concatenate(pool).astype("float32"),
+        truth=np.concatenate([y for path, _, _, truth, _ in records for y in sampled(path, truth)]),
+        plain=np.concatenate([y for path, _, _, _, plain in records for y in sampled(path, plain)]),
+        **(extras or {}),
+    )
+
+
+def _pack(value, pool: list, known: dict):
+    """A float array becomes its place in the pool of inputs; anything else is small and goes into the header."""
+    if isinstance(value, (tuple, list)):
+        return {"tuple": [_pack(v, pool, known) for v in value]}
+    if not isinstance(value, np.ndarray):
+        return {"value": value}
+    if value.dtype != np.float32:
+        return {"array": value.tolist(), "dtype": value.dtype.name}
+    key = (value.shape, value.tobytes())
+    if key not in known:
+        known[key] = sum(len(a) for a in pool)
+        pool.append(value.ravel())
+    return {"at": known[key], "shape": value.shape}
+
+
+def _unpack(packed: dict, pool: np.ndarray):
+    if "tuple" in packed:
+        return tuple(_unpack(v, pool) for v in packed["tuple"])
+    if "array" in packed:
+        return np.array(packed["array"], dtype=packed["dtype"])
+    if "value" in packed:
+        return packed["value"]
+    shape = packed["shape"]
+    return pool[packed["at"] :][: int(np.prod(shape))].reshape(shape)
+
+
+# --------------------------------------------------------------------------------------------------- the comparison
+
+
+def check(golden: Golden, path: str, dtypes: tuple = ("float32", "float64")):
+    """Our layer, fed the reference's own inputs, keeps the project's rule in float32 and equals the truth in float64."""
+    record = golden.records[path]
+    name = f"{golden.name}: {record.kind} {path}"
+    for dtype in dtypes:
+        ours = compute(golden.model(dtype), record.kind, path, cast(record.inputs, dtype))
+        assert [y.shape for y in ours] == record.shapes, f"{name}: shapes {[y.shape for y in ours]}, torch's are {record.shapes}"
+        for y, truth, plain in zip(sampled(path, ours), record.truth, record.plain):
+            if dtype == "float32":
+                assert_faithful(y, truth, plain, name=name)
+            else:
+                assert_close_f64(y, truth, name=name)
+
+
+def cast(x, dtype: str):
+    """Every float array in x (a dict, a tuple or an array) in this dtype."""
+    if isinstance(x, dict):
+        return {key: cast(value, dtype) for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(cast(value, dtype) for value in x)
+    return x.astype(dtype) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+
+def every_record_of(*kinds: str):
+    """`@every_record_of("Conv2d")`: the test gets `name, path` of each recorded module of these kinds; its id names the module."""
+    found = [
+        pytest.param(name, path, id=f"{name}-{path or record.kind}")
+        for name in CONFIGS
+        for path, record in golden(name).records.items()
+        if record.kind in kinds
+    ]
+    return pytest.mark.parametrize("name, path", found)

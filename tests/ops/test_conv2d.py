@@ -1,0 +1,87 @@
+"""The blocks of im2col, their memory, and what goes to the pointwise rung. Values on every case: `test_ladder.py`."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from minisd import ops
+from minisd.ops.cpu import conv2d
+from tests.numerics import assert_close_f64
+
+ONE, NONE, VAE_DOWN = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
+ROW_BYTES = 5 * 3 * 3 * 2 * 8  # the patches of one output row below: W′ = 5, 3×3 taps, 2 channels, float64
+
+
+@pytest.mark.parametrize("H", range(1, 9))
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 100])
+def test_every_split_into_row_blocks(H, rows, monkeypatch):
+    """H′ a multiple of the block, one more, one less, smaller than one block."""
+    random = np.random.RandomState(H)
+    x, w, b = random.randn(2, H, 5, 2), random.randn(3, 2, 3, 3), random.randn(3)
+    with ops.using(conv2d="reference"):
+        truth = ops.conv2d(x, w, b, padding=1)
+    monkeypatch.setattr(conv2d, "PATCH_BYTES", rows * ROW_BYTES + ROW_BYTES // 2)
+    with ops.using(conv2d="im2col"):
+        assert_close_f64(ops.conv2d(x, w, b, padding=1), truth, name=f"{H} rows in blocks of {rows}", tolerance=1e-14)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("padding", [ONE, VAE_DOWN])
+@pytest.mark.parametrize("H, W", [(8, 8), (7, 5), (9, 6)])
+def test_stride_2_in_blocks(H, W, padding, rows, monkeypatch):
+    random = np.random.RandomState(H + W)
+    x, w = random.randn(1, H, W, 2), random.randn(3, 2, 3, 3)
+    with ops.using(conv2d="reference"):
+        truth = ops.conv2d(x, w, stride=2, padding=padding)
+    monkeypatch.setattr(conv2d, "PATCH_BYTES", rows * truth.shape[2] * 18 * 8)
+    with ops.using(conv2d="im2col"):
+        assert_close_f64(ops.conv2d(x, w, stride=2, padding=padding), truth, name="stride 2", tolerance=1e-14)
+
+
+def test_a_kernel_with_one_tap_moves_the_picture():
+    """Which way is up: tap (i, j) reads the pixel i rows below and j columns right of the padded corner."""
+    x = np.arange(12, dtype="float32").reshape(1, 3, 4, 1)
+    w = np.zeros((1, 1, 3, 3), dtype="float32")
+    w[0, 0, 0, 2] = 1.0  # one row above, one column right
+    for rung in ("reference", "im2col"):
+        with ops.using(conv2d=rung):
+            y = ops.conv2d(x, w, padding=1)[0, :, :, 0]
+        assert y.tolist() == [[0, 0, 0, 0], [1, 2, 3, 0], [5, 6, 7, 0]]
+
+
+def test_integer_padding_is_padding_on_all_sides():
+    random = np.random.RandomState(0)
+    x, w = random.randn(1, 4, 5, 2), random.randn(3, 2, 3, 3)
+    assert np.array_equal(ops.conv2d(x, w, padding=1), ops.conv2d(x, w, padding=ONE))
+    assert np.array_equal(ops.conv2d(x, w, padding=0), ops.conv2d(x, w, padding=NONE))
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding, runs",
+    [(1, 1, NONE, "pointwise"), (1, 2, NONE, "im2col"), (1, 1, ONE, "im2col"), (3, 1, NONE, "im2col")],
+)
+def test_only_a_bare_1x1_is_pointwise(kernel, stride, padding, runs):
+    x, w = np.zeros((1, 4, 4, 2), "float32"), np.zeros((3, 2, kernel, kernel), "float32")
+    (line,) = [s for s in ops.explain("conv2d", x, w, stride=stride, padding=padding).splitlines() if s.endswith("RUNS")]
+    assert line.split()[0] == runs
+
+
+def peak_bytes(f) -> tuple:
+    """The result of f() and the largest sum of all allocations while it ran, the result's own included."""
+    tracemalloc.start()
+    try:
+        y = f()
+        return y, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("padding", [ONE, NONE])
+def test_memory_of_the_largest_convolution_of_the_vae(padding):
+    """128 channels at 512×512: all patches together would be 1.2 GB. (Two output channels instead of 128, for time.)"""
+    x = np.zeros((1, 512, 512, 128), dtype="float32")
+    w = np.zeros((2, 128, 3, 3), dtype="float32")
+    y, peak = peak_bytes(lambda: ops.conv2d(x, w, np.zeros(2, "float32"), padding=padding))
+    padded = 514 * 514 * 128 * 4 if padding == ONE else 0
+    assert peak - y.nbytes - padded <= conv2d.PATCH_BYTES + (4 << 20) <= 40 << 20

@@ -1,0 +1,36 @@
+"""The folded GEMM. Values on every case: `test_ladder.py`."""
+
+import numpy as np
+import pytest
+
+from minisd import ops
+from minisd.ops.cpu.linear import linear, refuses_half
+from tests.numerics import assert_close_f64
+
+
+def test_leading_axes_are_folded_into_rows():
+    random = np.random.RandomState(0)
+    x, w, b = random.randn(2, 3, 5, 7), random.randn(4, 7), random.randn(4)
+    y = linear(x, w, b)
+    assert y.shape == (2, 3, 5, 4)
+    rows = [w @ row + b for row in x.reshape(-1, 7)]
+    assert_close_f64(y.reshape(-1, 4), np.array(rows), name="gemm", tolerance=1e-14)
+
+
+def test_no_rows_make_no_rows():
+    assert linear(np.zeros((0, 7), "float32"), np.zeros((4, 7), "float32"), np.zeros(4, "float32")).shape == (0, 4)
+
+
+def test_half_goes_to_the_reference():
+    half = np.ones((2, 4096), dtype="float16")
+    assert "float32" in refuses_half(half)
+    assert refuses_half(half.astype("float32")) is None
+    assert ops.linear(half, half, None).tolist() == [[4096.0, 4096.0]] * 2
+    assert ops.linear(half, half, None).dtype == np.float16
+
+
+@pytest.mark.parametrize("K", [1279, 1280, 1281])
+def test_a_constant_sum_is_exact(K):
+    """Whole numbers below 2²⁴ have no rounding, in whatever order they are summed."""
+    x, w = np.full((3, K), 2.0, "float32"), np.full((2, K), 3.0, "float32")
+    assert (linear(x, w, np.ones(2, "float32")) == 6.0 * K + 1).all()

@@ -1,0 +1,198 @@
+"""The command line as a person meets it: pictures, refusals with exit codes, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minisd import cli, image, request
+
+from .conftest import GOLDEN
+
+PROMPT = "a cat on a blue background"
+FAST = ["--steps", "2", "--seed", "32"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(capsys, *args):
+    """(exit code, stdout, stderr) of `minisd ARGS`."""
+    code = 0
+    try:
+        cli.main(list(args))
+    except SystemExit as exit:
+        code = exit.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_prompt_makes_a_picture_and_prints_its_path(capsys):
+    code, out, err = run(capsys, PROMPT, *FAST)
+    assert (code, out) == (0, "minisd.png\n")
+    assert "64×64 · 2 steps of DDIMScheduler · guidance 7.5 · seed 32" in err
+    with Image.open("minisd.png") as picture:
+        assert picture.size == (64, 64)
+
+
+def test_the_picture_is_diffusers_picture(capsys):
+    run(capsys, PROMPT, "--steps", "10", "--seed", "32", "--scheduler", "lms")
+    with np.load(GOLDEN / "pictures.npz") as golden, Image.open("minisd.png") as picture:
+        difference = np.abs(np.asarray(picture).astype(int) - golden["embedded-LMSDiscrete-10"][0])
+    assert difference.max() <= 1
+
+
+def test_the_recipe_in_the_png_makes_the_same_picture_again(capsys):
+    run(capsys, PROMPT, "--steps", "3", "--cfg-scale", "4", "--scheduler", "ddim", "--eta", "0.5", "-n", "red", "-o", "first.png")
+    r = image.read_recipe("first.png")
+    run(capsys, r["prompt"], "-n", r["negative_prompt"], "-s", str(r["seed"]), "--steps", str(r["steps"]), "--cfg-scale", str(r["cfg_scale"]),
+        "--eta", str(r["eta"]), "--scheduler", "ddim", "-W", str(r["width"]), "-H", str(r["height"]), "-o", "second.png")  # fmt: skip
+    with Image.open("first.png") as first, Image.open("second.png") as second:
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_generate_is_the_default_command(capsys):
+    run(capsys, PROMPT, *FAST, "-o", "a.png")
+    run(capsys, "generate", PROMPT, *FAST, "-o", "b.png")
+    run(capsys, *FAST, "-o", "c.png", PROMPT)  # options may come first
+    with Image.open("a.png") as a, Image.open("b.png") as b, Image.open("c.png") as c:
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(c))
+
+
+def test_random_seeds_are_printed_and_differ(capsys):
+    seeds = {json.loads(run(capsys, PROMPT, "--steps", "1", "--json", "-q")[1])["seed"] for _ in range(2)}
+    assert len(seeds) == 2
+
+
+def test_json_is_one_object_on_success_and_on_failure(capsys):
+    code, out, _ = run(capsys, PROMPT, *FAST, "--json")
+    assert code == 0 and json.loads(out)["path"] == "minisd.png"
+    code, out, _ = run(capsys, PROMPT, "--steps", "0", "--json")
+    assert code == 2 and json.loads(out)["error"]["what"] == "num_inference_steps is 0"
+    code, out, _ = run(capsys, PROMPT, "--steps", "many", "--json")
+    assert code == 2 and json.loads(out)["error"]["exit_code"] == 2
+
+
+def test_quiet_is_quiet(capsys):
+    code, out, err = run(capsys, PROMPT, *FAST, "-q")
+    assert (code, out, err) == (0, "minisd.png\n", "")
+
+
+@pytest.mark.parametrize("frames", ["steps.gif", "steps.webp", "steps.png", "steps"])
+def test_frames_show_every_step(capsys, frames):
+    code, _, _ = run(capsys, PROMPT, "--steps", "3", "--seed", "32", "--frames", frames)
+    assert code == 0
+    if frames == "steps":
+        assert len(os.listdir(frames)) == 3
+    else:
+        with Image.open(frames) as opened:
+            assert opened.n_frames == 3
+
+
+def test_nothing_is_overwritten_without_force(capsys):
+    assert run(capsys, PROMPT, *FAST)[1] == "minisd.png\n"
+    assert run(capsys, PROMPT, *FAST)[1] == "minisd-1.png\n"
+    assert run(capsys, PROMPT, *FAST, "--force")[1] == "minisd.png\n"
+
+
+def test_no_metadata(capsys):
+    run(capsys, PROMPT, *FAST, "--no-metadata")
+    assert image.read_recipe("minisd.png") is None
+
+
+def test_exact_profile_and_float64(capsys):
+    assert run(capsys, PROMPT, *FAST, "--exact", "--dtype", "float64")[0] == 0
+    recipe = image.read_recipe("minisd.png")
+    assert (recipe["profile"], recipe["dtype"]) == ("exact", "float64")
+
+
+REFUSED = {
+    "steps": (["--steps", "0"], 2, "num_inference_steps is 0"),
+    "too many steps": (["--steps", "1001"], 2, "1 … 1000"),
+    "size": (["-W", "66"], 2, "use 64 or 68"),
+    "no size": (["-H", "0"], 2, "height is 0"),
+    "seed": (["--seed", str(2**64)], 2, "seed is 18446744073709551616"),
+    "negative seed": (["--seed", "-2"], 2, "seed is -2"),
+    "guidance": (["--cfg-scale", "nan"], 2, "guidance_scale is nan"),
+    "eta": (["--eta", "2"], 2, "eta is 2.0"),
+    "scheduler": (["--scheduler", "eular"], 2, "ddim, lms, pndm"),
+    "cuda": (["--device", "cuda"], 2, "device 'cuda' is not available"),
+    "suffix": (["-o", "a.exe"], 2, "cannot write .exe"),
+    "folder": (["-o", "no/such/a.png"], 2, "mkdir -p no/such"),
+    "frames": (["--frames", "a.mp4"], 2, "cannot write .mp4"),
+    "option": (["--stepz", "3"], 2, "--steps"),
+    "no model": (["-m", "no-such-folder"], 3, "no-such-folder"),
+    "too big": (["-W", "524288", "-H", "524288"], 4, "TB of memory"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_meant_is_refused_before_weights_are_read(capsys, monkeypatch, name):
+    options, code, message = REFUSED[name]
+    monkeypatch.setattr(cli.Plan, "load", lambda plan: pytest.fail("weights were read"))
+    got, out, err = run(capsys, PROMPT, *options)
+    assert got == code and message in err and out == ""
+    assert not os.listdir(".")
+
+
+def test_bytes_that_are_no_text_are_refused(capsys):
+    code, _, err = run(capsys, "a cat \udce9")
+    assert code == 2 and "not valid Unicode at position 6" in err
+
+
+def test_memory_is_checked_with_the_weights(capsys, monkeypatch):
+    monkeypatch.setattr(request, "available_bytes", lambda: 40_000_000)
+    code, _, err = run(capsys, PROMPT)
+    assert code == 4 and "for the weights" in err
+
+
+def test_a_bug_is_said_to_be_one(capsys, monkeypatch):
+    monkeypatch.setattr(cli.Plan, "load", lambda plan: 1 / 0)
+    code, _, err = run(capsys, PROMPT)
+    assert code == 70 and "a bug in minisd: ZeroDivisionError" in err and "Traceback" not in err
+
+
+def test_ctrl_c_keeps_what_there_is(capsys, monkeypatch):
+    steps = cli.run_steps
+
+    def interrupted(pipe, plan, stop, quiet):
+        os.kill(os.getpid(), signal.SIGINT)
+        return steps(pipe, plan, stop, quiet)
+
+    monkeypatch.setattr(cli, "run_steps", interrupted)
+    code, out, err = run(capsys, PROMPT, "--steps", "5", "--seed", "32")
+    assert (code, out) == (130, "minisd.partial.png\n")
+    assert "interrupted after 1 steps" in err
+    assert os.listdir(".") == ["minisd.partial.png"]
+
+
+def test_a_second_ctrl_c_stops_at_once(capsys, monkeypatch):
+    def twice(pipe, plan, stop, quiet):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(cli, "run_steps", twice)
+    code, _, err = run(capsys, PROMPT)
+    assert code == 130 and err.endswith("interrupted\n") and not os.listdir(".")
+
+
+def test_help_waits_for_no_library():
+    """`minisd --help` in under 0.15 s is a matter of what it imports."""
+    program = "import sys; sys.argv = ['minisd', '--help']\nfrom minisd.cli import main\ntry: main()\nexcept SystemExit: pass\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "Usage:" in done.stdout
+    assert not loaded & {"numpy", "PIL", "tokenizers", "safetensors", "huggingface_hub", "tqdm"}
+
+
+def test_module_and_version(capsys):
+    done = subprocess.run([sys.executable, "-m", "minisd", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("minisd, version ")
