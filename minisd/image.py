@@ -42,14 +42,15 @@ def check_output(path, force: bool = False, formats: dict = FORMATS) -> Path:
         raise UsageError(f"{path}: the folder {path.parent} does not exist", "", f"mkdir -p {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written", "it is a folder, or its folder is read-only", "choose another path with -o")
-    return path if force or not path.exists() else free_name(path)
+    return path if force else free_name(path)
 
 
 def free_name(path: Path) -> Path:
-    """fox.png → fox-1.png, fox-2.png …: the first that does not exist."""
-    n = 1
-    while (free := path.with_name(f"{path.stem}-{n}{path.suffix}")).exists():
+    """The first of fox.png, fox-1.png, fox-2.png … that does not exist."""
+    free, n = path, 0
+    while free.exists():
         n += 1
+        free = path.with_name(f"{path.stem}-{n}{path.suffix}")
     return free
 
 

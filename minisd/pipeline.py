@@ -10,7 +10,6 @@
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 

@@ -129,7 +129,7 @@ REFUSED = {
     "folder": (["-o", "no/such/a.png"], 2, "mkdir -p no/such"),
     "frames": (["--frames", "a.mp4"], 2, "cannot write .mp4"),
     "option": (["--stepz", "3"], 2, "--steps"),
-    "no model": (["-m", "no-such-folder"], 3, "no-such-folder"),
+    "no model": (["-m", "no-such-folder"], 2, "no-such-folder"),
     "too big": (["-W", "524288", "-H", "524288"], 4, "TB of memory"),
 }
 

@@ -20,9 +20,9 @@ from minisd.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 
 UNET_SD1 = dict(
     in_channels=4,
-    block_out_channels=(18, 30, 42, 42),
-    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=(18, 30, 42),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     layers_per_block=2,
     norm_num_groups=6,
     cross_attention_dim=20,
@@ -78,6 +78,15 @@ CONFIGS = {
     "clip_quick_gelu": CLIP_QUICK_GELU,
     "clip_gelu": CLIP_GELU,
 }
+# Of the golden files: latents, pixels or tokens. The sizes halve unevenly, and leave some hundred numbers at the lowest level.
+SIZES = {
+    "unet_sd1": (9, 14),
+    "unet_sd2": (6, 10),
+    "unet_inpainting": (7, 12),
+    "vae": (15, 22),
+    "clip_quick_gelu": (13,),
+    "clip_gelu": (13,),
+}
 FAMILIES = {
     "unet": (UNet2DConditionModel, UNetConfig),
     "vae": (AutoencoderKL, VAEConfig),
@@ -130,11 +139,11 @@ WRITERS = ("conv_in", "conv", "conv1", "conv2", "conv_shortcut", "time_emb_proj"
 def make_inputs(name: str, size: tuple | None = None, batch: int = 2, config: dict | None = None) -> dict:
     """The arguments of a whole run, float32: a UNet's sample, timestep and encoder_hidden_states; a VAE's x and z; CLIP's input_ids.
 
-    size: latents (H, W) of a UNet, pixels of a VAE, (T,) tokens of CLIP; the default is that of the golden files.
+    size: latents (H, W) of a UNet, pixels of a VAE, (T,) tokens of CLIP; the default is SIZES.
     """
-    config, draw = config or CONFIGS[name], random(name)
+    config, size, draw = config or CONFIGS[name], size or SIZES[name], random(name)
     if name.startswith("unet"):
-        H, W = size or (6, 10)
+        H, W = size
         context = config["cross_attention_dim"]
         return {
             "sample": draw.standard_normal((batch, config["in_channels"], H, W)).astype("float32"),
@@ -142,13 +151,13 @@ def make_inputs(name: str, size: tuple | None = None, batch: int = 2, config: di
             "encoder_hidden_states": draw.standard_normal((batch, 11, context if isinstance(context, int) else context[0])).astype("float32"),
         }
     if name.startswith("vae"):
-        H, W = size or (13, 18)
+        H, W = size
         z = (batch, config.get("latent_channels", 4), -(-H // 4), -(-W // 4))
         return {
             "x": draw.uniform(-1.0, 1.0, (batch, 3, H, W)).astype("float32"),
             "z": draw.standard_normal(z).astype("float32"),
         }
-    return {"input_ids": draw.randint(0, config["vocab_size"], (batch, *(size or (13,))))}
+    return {"input_ids": draw.randint(0, config["vocab_size"], (batch, *size))}
 
 
 def random(name: str) -> np.random.RandomState:

@@ -24,7 +24,7 @@ from tests.reference.record import exact, record_posterior, record_run, tiny_ref
 from tests.tiny_models import CONFIGS, make_inputs, random  # noqa: E402
 
 LEAVES = {"Conv2d", "Linear", "GroupNorm", "LayerNorm", "Embedding"}
-BATCH = {"unet_sd2": 2, "clip_quick_gelu": 2}  # the others record one sample
+BATCH = {"unet_sd2": 2, "clip_quick_gelu": 2, "clip_gelu": 2}  # the others record one sample
 SEED = 32
 
 

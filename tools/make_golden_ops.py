@@ -22,11 +22,12 @@ from tests.ops.cases import CASES, Case  # noqa: E402
 
 
 def nchw(x):
-    return x.permute(0, 3, 1, 2)
+    """[B, ..., C] -> [B, C, ...], contiguous as in diffusers: on strided memory torch takes other paths (its group norm a bad one)."""
+    return x.movedim(-1, 1).contiguous()
 
 
 def nhwc(x):
-    return x.permute(0, 2, 3, 1)
+    return x.movedim(1, -1)
 
 
 def conv2d(x, w, b, *, stride, padding):
@@ -44,7 +45,7 @@ def group_norm(x, w, b, *, groups, eps, act):
         g = g - g.mean(dim=(1, 3), keepdim=True)
         y = (g / torch.sqrt((g * g).mean(dim=(1, 3), keepdim=True) + eps)).reshape(x.shape) * w + b
     else:  # not F.group_norm, which refuses groups of one number
-        y = torch.group_norm(x.movedim(-1, 1), groups, w, b, eps).movedim(1, -1)
+        y = nhwc(torch.group_norm(nchw(x), groups, w, b, eps))
     return F.silu(y) if act == "silu" else y
 
 

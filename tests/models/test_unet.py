@@ -113,9 +113,9 @@ UNET_TABLE = [
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        (lambda x: dict(sample=x["sample"][:, :3]), r"sample has the shape \[2, 3, 6, 10\], not \[any, 4, any, any\]"),
-        (lambda x: dict(sample=x["sample"][0]), r"sample has the shape \[4, 6, 10\]"),
-        (lambda x: dict(sample=x["sample"].transpose(0, 2, 3, 1)), r"sample has the shape \[2, 6, 10, 4\]"),
+        (lambda x: dict(sample=x["sample"][:, :3]), r"sample has the shape \[2, 3, 9, 14\], not \[any, 4, any, any\]"),
+        (lambda x: dict(sample=x["sample"][0]), r"sample has the shape \[4, 9, 14\]"),
+        (lambda x: dict(sample=x["sample"].transpose(0, 2, 3, 1)), r"sample has the shape \[2, 9, 14, 4\]"),
         (lambda x: dict(sample=x["sample"].astype("float64")), "sample is float64, the weights are float32"),
         (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"][:1]), r"encoder_hidden_states has the shape \[1, 11, 20\], not \[2, any, 20\]"),
         (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"][..., :19]), r"encoder_hidden_states has the shape \[2, 11, 19\]"),
