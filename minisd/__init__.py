@@ -22,6 +22,7 @@ _HOMES = {
     "PNDMScheduler": "schedulers",
     "StableDiffusionPipeline": "pipeline",
     "UNet2DConditionModel": "models",
+    "diff": "compare",
     "ops": None,
     "schedulers": None,
     "trace": "tracing",

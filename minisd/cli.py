@@ -4,6 +4,7 @@ Data goes to stdout, messages and the progress bar to stderr. What can be refuse
 imported here at the top: `minisd --help` must not wait for NumPy.
 """
 
+import importlib
 import json
 import logging
 import math
@@ -18,18 +19,28 @@ from pathlib import Path
 import click
 
 from . import __version__
+from .blas import choose_kernel
 from .errors import MinisdError, UsageError
 
 INTERRUPTED = 130
 MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-EPILOG = "Exit codes: 0 done, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
+COMMANDS = ("diff", "doctor", "dump-script", "inspect", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
+EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 
 
 class PromptGroup(click.Group):
     """A group whose first word is a prompt unless it is the name of a command or an option of the group."""
 
+    def list_commands(self, ctx):
+        return sorted([*super().list_commands(ctx), *COMMANDS])
+
+    def get_command(self, ctx, name):
+        if name not in COMMANDS:
+            return super().get_command(ctx, name)
+        return importlib.import_module(f".commands.{name.replace('-', '_')}", __package__).command
+
     def parse_args(self, ctx, args):
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+        if args and args[0] not in self.list_commands(ctx) and args[0] not in ("--help", "-h", "--version"):
             args = ["generate", *args]
         return super().parse_args(ctx, args)
 
@@ -55,6 +66,7 @@ def cli():
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
+@click.option("--check", type=click.Choice(["blocks", "ops", "off"]), default="blocks", show_default=True, help="Where to look for NaN and infinity.")
 @click.option("-o", "--output", default="minisd.png", show_default=True, help="png, webp, jpg, bmp or tiff; numbered if it exists.")
 @click.option("--frames", help="Also save what every step has in mind: a .gif, .webp or .png animation, or a folder.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
@@ -71,10 +83,10 @@ def generate(**options):
     start = time.perf_counter()
     pipe = plan.load()
     say(f"loaded in {time.perf_counter() - start:.1f} s")
-    from . import ops
+    from . import ops, tracing
 
     start = time.perf_counter()
-    with ops.using(profile="exact" if options["exact"] else "fast"), stop_after_step() as stop:
+    with ops.using(profile="exact" if options["exact"] else "fast"), tracing.checking(options["check"]), stop_after_step() as stop:
         latents, kept = run_steps(pipe, plan, stop, quiet)
         seconds = time.perf_counter() - start
         path = plan.save(pipe, latents, kept, partial=stop.asked)
@@ -237,6 +249,8 @@ def main(args: list[str] | None = None):
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     if "-q" not in args and "--quiet" not in args:
         logging.getLogger("minisd").setLevel(logging.INFO)
+    if "numpy" not in sys.modules:  # OpenBLAS chooses its kernel while NumPy is imported
+        choose_kernel()
     try:
         cli.main(args, prog_name="minisd", standalone_mode=False)
     except MinisdError as error:

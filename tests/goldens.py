@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minisd import ops
 from tests.layer_table import compute
 from tests.numerics import assert_close_f64, assert_faithful
 from tests.tiny_models import CONFIGS, build, random
@@ -135,7 +136,8 @@ def check(golden: Golden, path: str, dtypes: tuple = ("float32", "float64")):
     record = golden.records[path]
     name = f"{golden.name}: {record.kind} {path}"
     for dtype in dtypes:
-        ours = compute(golden.model(dtype), record.kind, path, cast(record.inputs, dtype))
+        with ops.using(profile="exact"):  # fast rungs have bounds of their own
+            ours = compute(golden.model(dtype), record.kind, path, cast(record.inputs, dtype))
         assert [y.shape for y in ours] == record.shapes, f"{name}: shapes {[y.shape for y in ours]}, torch's are {record.shapes}"
         for y, keep, truth, plain in zip(ours, record.positions, record.truth, record.plain):
             if dtype == "float32":

@@ -48,6 +48,18 @@ def tanh_geglu(x):
     return h * tanh_gelu(gate)
 
 
+def tanh_in_geglu(monkeypatch):
+    """In the op and in its fusion with the two linear layers around it."""
+    monkeypatch.setattr(ops, "geglu", tanh_geglu)
+    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, w_out, b_out: ops.linear(tanh_geglu(ops.linear(x, w, b)), w_out, b_out))
+
+
+def tanh_in_the_geglu(monkeypatch):
+    """In the op, and in the one that fuses it with its two linear layers."""
+    monkeypatch.setattr(ops, "geglu", tanh_geglu)
+    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, w_out, b_out: ops.linear(tanh_geglu(ops.linear(x, w, b)), w_out, b_out))
+
+
 right_multi_head = attention.multi_head
 
 
@@ -112,7 +124,7 @@ BUGS = {
         replace(vae, "VAE_NORM_EPS", 1e-5),
         {"vae": r".*(resnets\.\d|attentions\.\d|norm1|norm2|group_norm|conv_norm_out)", **everywhere(NOWHERE, UNETS)},
     ),
-    "tanh instead of erf in the GEGLU": Bug(replace(ops, "geglu", tanh_geglu), {**everywhere(r".*ff\.net\.0", UNETS), **everywhere(NOWHERE, CLIPS)}),
+    "tanh instead of erf in the GEGLU": Bug(tanh_in_the_geglu, {**everywhere(r".*ff\.net\.0", UNETS), **everywhere(NOWHERE, CLIPS)}),
     "tanh instead of erf in CLIP": Bug(tanh_in_clip, {"clip_gelu": r".*mlp", "clip_quick_gelu": NOWHERE}),
     "gelu and quick_gelu swapped": Bug(swap_the_gelus, everywhere(r".*mlp", CLIPS)),
     "heads interleaved": Bug(

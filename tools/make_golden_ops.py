@@ -68,6 +68,10 @@ def geglu(x):
     return h * gelu(g)
 
 
+def feed_forward(x, w_in, b_in, w_out, b_out):
+    return F.linear(geglu(F.linear(x, w_in, b_in)), w_out, b_out)
+
+
 def timestep_embedding(t, *, dim, flip_sin_to_cos, freq_shift):
     if t.dtype == torch.float64:
         omega = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2 - freq_shift))
@@ -82,6 +86,7 @@ TORCH = {
     "linear": F.linear,
     "conv2d": conv2d,
     "upsample_nearest": upsample_nearest,
+    "upsample_conv2d": lambda x, w, b, *, size: conv2d(upsample_nearest(x, size=size), w, b, stride=1, padding=((1, 1), (1, 1))),
     "group_norm": group_norm,
     "layer_norm": lambda x, w, b, *, eps: F.layer_norm(x, w.shape, w, b, eps),
     "softmax": lambda x: F.softmax(x, dim=-1),
@@ -90,6 +95,7 @@ TORCH = {
     "gelu": gelu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "geglu": geglu,
+    "feed_forward": feed_forward,
     "embedding": lambda ids, table: F.embedding(ids.long(), table),
     "timestep_embedding": timestep_embedding,
 }

@@ -24,7 +24,10 @@ def contradictions(config, have: Shapes) -> list[tuple]:
     first, found = distance(config, have), []
     now = first
     while now and len(found) < MOST_FIELDS:
-        trials = [(distance(replace(config, **{field: value}), have), field, value) for field, value in alternatives(config, have)]
+        trials = [
+            (distance(replace(config, **{field: value}), have), field, value)
+            for field, value in alternatives(config, have)
+        ]
         best, field, value = min(trials, key=lambda trial: trial[0], default=(now, None, None))
         if best >= now:
             break
@@ -46,7 +49,9 @@ def alternatives(config, have: Shapes):
     strange = Counter(n for name, shape in have.items() if want.get(name) != shape for n in shape)
     widths = [n for n, _ in strange.most_common(MOST_VALUES)]
     numbers = {int(part) for name in have for part in name.split(".") if part.isdecimal() and len(part) < 3}
-    counts = sorted(numbers | {n + 1 for n in numbers})  # of layers n = 0 … 11 there are 12; an up block has one more than the config says
+    counts = sorted(
+        numbers | {n + 1 for n in numbers}
+    )  # of layers n = 0 … 11 there are 12; an up block has one more than the config says
     for field in (*WIDTHS, *COUNTS, *FLAGS):
         if not hasattr(config, field):
             continue

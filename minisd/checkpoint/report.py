@@ -2,7 +2,12 @@
 
 from dataclasses import asdict, dataclass, field
 
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # the format's names of what weights may be
+FLOATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+}  # the format's names of what weights may be
 
 
 @dataclass
@@ -36,7 +41,9 @@ class LoadReport:
     def headline(self) -> str:
         files = ", ".join(self.files) or "memory"
         stored = ", ".join(self.source_dtypes)
-        return f"{self.component}: {self.tensors:,} tensors, {in_bytes(self.bytes)} from {files} ({stored} → {self.dtype})"
+        return (
+            f"{self.component}: {self.tensors:,} tensors, {in_bytes(self.bytes)} from {files} ({stored} → {self.dtype})"
+        )
 
     def add(self, name: str, stored: str, size: int, nonfinite: int):
         """Notes a loaded tensor: how it was stored ("F16"), and its size in bytes as loaded."""

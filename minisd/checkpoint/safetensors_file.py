@@ -24,7 +24,11 @@ from ..errors import ModelFileError, ResourceError
 from .report import in_bytes, shorten
 
 if sys.byteorder != "little":
-    raise ResourceError("minisd needs a little-endian machine", "checkpoints are read into memory as they lie on disk", "use x86-64 or arm64")
+    raise ResourceError(
+        "minisd needs a little-endian machine",
+        "checkpoints are read into memory as they lie on disk",
+        "use x86-64 or arm64",
+    )
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "uint16", "I64": "int64", "I32": "int32"}
 FETCH_AGAIN = "delete it and fetch the model again: minisd fetch ORG/NAME"
@@ -47,7 +51,11 @@ class StoredTensor:
     def read(self) -> np.ndarray:
         """The tensor in a fresh, aligned, contiguous array of its own dtype; BF16, which NumPy lacks, exactly as float32."""
         if self.dtype not in DTYPES:
-            raise ModelFileError(f"{self.path}: {shorten(self.name)} is {self.dtype}", f"minisd reads {', '.join(DTYPES)}", "convert it to F16 or F32")
+            raise ModelFileError(
+                f"{self.path}: {shorten(self.name)} is {self.dtype}",
+                f"minisd reads {', '.join(DTYPES)}",
+                "convert it to F16 or F32",
+            )
         array = np.empty(self.shape, dtype=DTYPES[self.dtype])
         if array.size:
             self._fill(memoryview(array.reshape(-1)).cast("B"))
@@ -88,7 +96,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if not header:
         raise ModelFileError(f"{path} holds no tensors", "its header is empty", FETCH_AGAIN)
     return {
-        name: StoredTensor(path, name, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0]) for name, info in header.items()
+        name: StoredTensor(path, name, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0])
+        for name, info in header.items()
     }
 
 
@@ -111,9 +120,13 @@ def _refusal(path: Path, message: str) -> ModelFileError:
     with open(path, "rb") as file:
         head = file.read(512)
     if kind := foreign_kind(head):
-        return ModelFileError(f"{path} is not a safetensors file: it is {kind[0]}", f"it begins with {head[:16]!r}", kind[1])
+        return ModelFileError(
+            f"{path} is not a safetensors file: it is {kind[0]}", f"it begins with {head[:16]!r}", kind[1]
+        )
     if size < 8:
-        return ModelFileError(f"{path} is not a safetensors file", f"it has {size} bytes: an interrupted copy", FETCH_AGAIN)
+        return ModelFileError(
+            f"{path} is not a safetensors file", f"it has {size} bytes: an interrupted copy", FETCH_AGAIN
+        )
     length = int.from_bytes(head[:8], "little")
     detail = message.removeprefix("Error while deserializing header: ")
     why = f"safetensors says: {shorten(detail)}; the file has {size:,} bytes, its header claims {length:,}"
@@ -129,7 +142,10 @@ def foreign_kind(head: bytes) -> tuple[str, str] | None:
         real = f", {in_bytes(int(size[1]))}," if size else ""
         return f"a Git LFS pointer; the file itself{real} was never fetched", "run `git lfs pull` in that folder"
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page", "download the file itself (the hub's “download” link, not the page that shows it), or run: minisd fetch ORG/NAME"
+        return (
+            "a web page",
+            "download the file itself (the hub's “download” link, not the page that shows it), or run: minisd fetch ORG/NAME",
+        )
     if head.startswith(b"PK\x03\x04"):
         return "a zip archive, most likely a torch .ckpt or .bin", PICKLE_FIX
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -145,7 +161,11 @@ def _layout_fault(path: Path, length: int, body: int) -> str:
     end = 0
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = info["data_offsets"]
-        size = math.prod(info["shape"]) * np.dtype(DTYPES[info["dtype"]]).itemsize if info["dtype"] in DTYPES else last - first
+        size = (
+            math.prod(info["shape"]) * np.dtype(DTYPES[info["dtype"]]).itemsize
+            if info["dtype"] in DTYPES
+            else last - first
+        )
         if first != end:
             return f"the bytes of {shorten(name)} begin at {first:,}, but those before it end at {end:,}"
         if last - first != size:

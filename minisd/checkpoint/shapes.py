@@ -49,7 +49,11 @@ def unet_tree(c: UNetConfig) -> dict:
     def transformers(count: int, C: int, i: int) -> list:
         return [spatial_transformer(C, contexts[i], depths[i], c.use_linear_projection) for _ in range(count)]
 
-    x, skips, down_blocks = widths[0], [widths[0]], []  # x: channels of the running image; skips: those of what was pushed
+    x, skips, down_blocks = (
+        widths[0],
+        [widths[0]],
+        [],
+    )  # x: channels of the running image; skips: those of what was pushed
     for i, (kind, C) in enumerate(zip(c.down_block_types, widths)):
         block = {"resnets": []}
         for _ in range(layers[i]):
@@ -102,7 +106,10 @@ def vae_tree(c: VAEConfig) -> dict:
     encoder = {
         "conv_in": conv(c.in_channels, widths[0], 3),
         "down_blocks": [
-            {"resnets": resnets(C_in, C_out, n), **({"downsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {})}
+            {
+                "resnets": resnets(C_in, C_out, n),
+                **({"downsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {}),
+            }
             for i, (C_in, C_out) in enumerate(zip((widths[0], *widths), widths))
         ],
         "mid_block": mid_block(widths[-1]),
@@ -114,7 +121,10 @@ def vae_tree(c: VAEConfig) -> dict:
         "conv_in": conv(Z, widths[0], 3),
         "mid_block": mid_block(widths[0]),
         "up_blocks": [
-            {"resnets": resnets(C_in, C_out, n + 1), **({"upsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {})}
+            {
+                "resnets": resnets(C_in, C_out, n + 1),
+                **({"upsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {}),
+            }
             for i, (C_in, C_out) in enumerate(zip((widths[0], *widths), widths))
         ],
         "conv_norm_out": norm(widths[-1]),
@@ -172,7 +182,9 @@ def spatial_transformer(C: int, context: int, depth: int, use_linear_projection:
         "norm2": norm(C),
         "attn2": attention(C, context),
         "norm3": norm(C),
-        "ff": {"net": {0: {"proj": linear(C, 8 * C)}, 2: linear(4 * C, C)}},  # GEGLU: 4 C values and 4 C gates; 1 is a dropout
+        "ff": {
+            "net": {0: {"proj": linear(C, 8 * C)}, 2: linear(4 * C, C)}
+        },  # GEGLU: 4 C values and 4 C gates; 1 is a dropout
     }
     return {"norm": norm(C), "proj_in": projection, "transformer_blocks": [block] * depth, "proj_out": projection}
 

@@ -25,10 +25,14 @@ def available(names: Iterable[str], component: str) -> dict[str | None, str]:
     # Where the variant stands in an index's name has changed between releases of diffusers.
     patterns = (rf"{single}\.index\.json", rf"{STEMS[component]}\.safetensors\.index(?:\.(\w+))?\.json", single)
     names = sorted(names)
-    return {match[1]: name for pattern in patterns for name in names if (match := re.fullmatch(pattern, name, re.ASCII))}
+    return {
+        match[1]: name for pattern in patterns for name in names if (match := re.fullmatch(pattern, name, re.ASCII))
+    }
 
 
-def choose_weights(names: Iterable[str], component: str, variant: str | None, *, where: str, mixture: bool = False) -> tuple[str, str]:
+def choose_weights(
+    names: Iterable[str], component: str, variant: str | None, *, where: str, mixture: bool = False
+) -> tuple[str, str]:
     """The file to read, or the index of its shards, and a note for the user where it is not quite what was asked for.
 
     mixture: other components have the variant, so that this one may do without it. Raises ModelFileError with what there is.
@@ -40,16 +44,29 @@ def choose_weights(names: Iterable[str], component: str, variant: str | None, *,
     if variant is None and FALLBACK in there:
         return there[FALLBACK], f"{component}: there is no full-precision file; reading the variant {FALLBACK}"
     if variant is not None and mixture and None in there:
-        return there[None], f"{component}: there is no variant {variant}; reading {there[None]} beside {variant} files of the other components"
+        return (
+            there[None],
+            f"{component}: there is no variant {variant}; reading {there[None]} beside {variant} files of the other components",
+        )
     if there:
         asked = f"no variant {variant!r}" if variant else "only variants of the weights"
         choices = " or ".join("no variant" if v is None else f"variant={v!r}" for v in there)
         raise ModelFileError(f"{where} has {asked}", f"it has {some(sorted(there.values()))}", f"ask for {choices}")
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
-        recipe = PICKLE_FIX.replace("FILE.bin", pickles[0]).replace("FILE.safetensors", f"{STEMS[component]}.safetensors")
-        raise ModelFileError(f"{where} holds its weights only as a pickle: {some(pickles)}", "a pickle can run code when it is opened", recipe)
-    raise ModelFileError(f"{where} holds no weights", f"expected {STEMS[component]}.safetensors; it holds {some(names) or 'nothing'}", FETCH_AGAIN)
+        recipe = PICKLE_FIX.replace("FILE.bin", pickles[0]).replace(
+            "FILE.safetensors", f"{STEMS[component]}.safetensors"
+        )
+        raise ModelFileError(
+            f"{where} holds its weights only as a pickle: {some(pickles)}",
+            "a pickle can run code when it is opened",
+            recipe,
+        )
+    raise ModelFileError(
+        f"{where} holds no weights",
+        f"expected {STEMS[component]}.safetensors; it holds {some(names) or 'nothing'}",
+        FETCH_AGAIN,
+    )
 
 
 def shards(names: Iterable[str], index: str) -> list[str]:

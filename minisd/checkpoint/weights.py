@@ -23,7 +23,10 @@ log = logging.getLogger("minisd")
 OTHER_CONFIG = "put the config.json beside the weights that belongs to them"
 # What the names of other things begin with, for a file that holds nothing of the component asked for.
 OTHER_KINDS = (
-    ("model.diffusion_model.", "a whole checkpoint in a single file (the names of LDM); the diffusers layout is needed"),
+    (
+        "model.diffusion_model.",
+        "a whole checkpoint in a single file (the names of LDM); the diffusers layout is needed",
+    ),
     ("lora_", "a LoRA, which changes a model but is none"),
     ("unet.", "a LoRA, which changes a model but is none"),
     ("time_embedding.", "a UNet"),
@@ -56,17 +59,29 @@ class ArrayTensor:
 
 def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "float32") -> tuple[Params, LoadReport]:
     """A state dict {name: array} of diffusers or transformers as parameters: the same checks and layout as for a file."""
-    return assemble([ArrayTensor(name, np.asarray(x)) for name, x in tensors.items()], component, config, dtype=dtype, source=f"the {component}")
+    return assemble(
+        [ArrayTensor(name, np.asarray(x)) for name, x in tensors.items()],
+        component,
+        config,
+        dtype=dtype,
+        source=f"the {component}",
+    )
 
 
-def assemble(stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, source="") -> tuple[Params, LoadReport]:
+def assemble(
+    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, source=""
+) -> tuple[Params, LoadReport]:
     """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
 
     2-D weights are C-contiguous. 4-D ones keep the official shape [O, I, KH, KW] but lie as [KH, KW, I, O] in memory.
     Beside the result there is never more than about one tensor in memory. Raises ModelFileError, NumericError.
     """
     if dtype not in ("float32", "float64"):
-        raise UsageError(f"weights cannot be loaded as {dtype!r}", "NumPy computes in float32 and float64 only", "use float32 or float64")
+        raise UsageError(
+            f"weights cannot be loaded as {dtype!r}",
+            "NumPy computes in float32 and float64 only",
+            "use float32 or float64",
+        )
     report = LoadReport(component, dtype)
     found = with_official_names(stored, component, report, source)
     shapes = component_shapes(config)
@@ -113,7 +128,10 @@ def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
     if len(report.missing) == len(shapes):
         raise _another_kind(have, report, source)
     if report.missing or report.unexpected or wrong:
-        why = "; ".join(f"config.json says {field} = {says!r}, the weights say {have!r}" for field, says, have in contradictions(config, have))
+        why = "; ".join(
+            f"config.json says {field} = {says!r}, the weights say {have!r}"
+            for field, says, have in contradictions(config, have)
+        )
         if report.missing:
             raise _missing(len(shapes), len(found), report, source, why)
         if wrong:
@@ -132,7 +150,11 @@ def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
 def _another_kind(have: dict, report: LoadReport, source: str) -> ModelFileError:
     kinds = (kind for prefix, kind in OTHER_KINDS if any(name.startswith(prefix) for name in have))
     kind = next(kinds, f"its first name is {some(list(have)[:1]) or 'none'}")
-    return ModelFileError(f"{source} holds no {report.component}", f"none of its {len(have):,} names fits: {kind}", "give each component its own file")
+    return ModelFileError(
+        f"{source} holds no {report.component}",
+        f"none of its {len(have):,} names fits: {kind}",
+        "give each component its own file",
+    )
 
 
 def _missing(expected: int, count: int, report: LoadReport, source: str, why: str) -> ModelFileError:

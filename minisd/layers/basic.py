@@ -16,6 +16,12 @@ def conv2d(p, x, *, stride=1, padding=0):
     return ops.conv2d(x, p.weight, p.get("bias"), stride=stride, padding=padding)
 
 
+@layer
+def upsample_conv2d(p, x, *, size):
+    """y = W ∗ upsampled x: the convolution of an upsampler, given the small image.        [B, H, W, C] -> [B, H′, W′, C′]        torch `Conv2d`"""
+    return ops.upsample_conv2d(x, p.weight, p.get("bias"), size=size)
+
+
 def group_norm(p, x, *, groups, eps, act=None):
     """y = (x − μ) / √(σ² + ε) · γ + β over groups of channels, then SiLU if act="silu".        [B, H, W, C]        torch `GroupNorm`"""
     if act is None or not listening():

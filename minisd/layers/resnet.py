@@ -1,8 +1,8 @@
 """The convolutional half of every block: resnets, and the two ways to change the size."""
 
-from ..ops import silu, upsample_nearest
+from ..ops import silu
 from ..tracing import layer
-from .basic import conv2d, group_norm, linear
+from .basic import conv2d, group_norm, linear, upsample_conv2d
 
 
 @layer
@@ -35,4 +35,4 @@ def upsample(p, x, *, size):
 
     x [B, H, W, C] -> [B, H′, W′, C], (H′, W′) = size        diffusers `Upsample2D`
     """
-    return conv2d(p.conv, upsample_nearest(x, size=size), padding=1)
+    return upsample_conv2d(p.conv, x, size=size)

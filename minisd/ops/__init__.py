@@ -16,8 +16,9 @@ from . import cpu as _cpu
 from .dispatch import RUNGS, dispatch, explaining, ladder, using
 
 __all__ = [
-    "RUNGS", "attention", "conv2d", "embedding", "explain", "geglu", "gelu", "group_norm", "layer_norm", "linear", "quick_gelu",
-    "silu", "softmax", "timestep_embedding", "upsample_nearest", "using",
+    "RUNGS", "attention", "conv2d", "embedding", "explain", "feed_forward", "geglu", "gelu", "group_norm", "layer_norm", "linear", "quick_gelu",
+    "silu", "softmax", "timestep_embedding", "upsample_conv2d",
+    "upsample_nearest", "using",
 ]  # fmt: skip
 
 
@@ -72,6 +73,20 @@ def upsample_nearest(x, *, size):
     for n, m in zip(x.shape[1:3], size):
         _expect(2 * n - 1 <= m <= 2 * n, "upsample_nearest", f"{tuple(x.shape[1:3])} cannot become {tuple(size)}: only 2n or 2n − 1")
     return dispatch("upsample_nearest", x, size=tuple(size))
+
+
+def upsample_conv2d(x, w, b=None, *, size):
+    """conv2d(upsample_nearest(x, size=size), w, b, padding=1): both in one op, because nearly all of its products are the same.
+
+    x [B, H, W, C], w [C′, C, 3, 3], b [C′] or None -> [B, H′, W′, C′], (H′, W′) = size        diffusers `Upsample2D`
+    """
+    _expect_floats("upsample_conv2d", x=x, w=w, b=b)
+    _expect(x.ndim == 4 and w.ndim == 4 and x.shape[3] == w.shape[1], "upsample_conv2d", f"x {x.shape} does not fit w {w.shape}")
+    _expect(w.shape[2:] == (3, 3), "upsample_conv2d", f"w {w.shape} is no 3×3 kernel")
+    _expect(b is None or b.shape == w.shape[:1], "upsample_conv2d", f"b {b is not None and b.shape} does not fit w {w.shape}")
+    for n, m in zip(x.shape[1:3], size):
+        _expect(2 * n - 1 <= m <= 2 * n, "upsample_conv2d", f"{tuple(x.shape[1:3])} cannot become {tuple(size)}: only 2n or 2n − 1")
+    return dispatch("upsample_conv2d", x, w, b, size=tuple(size))
 
 
 def group_norm(x, w, b, *, groups, eps, act=None):
@@ -146,6 +161,18 @@ def geglu(x):
     _expect_floats("geglu", x=x)
     _expect(x.shape[-1] % 2 == 0, "geglu", f"x {x.shape} has no two halves")
     return dispatch("geglu", x)
+
+
+def feed_forward(x, w_in, b_in, w_out, b_out):
+    """y = W′ (h · GELU(g)) + b′ with [h, g] = W x + b: linear, GEGLU and linear in one op, so that the wide middle need not be stored.
+
+    x [..., C], w_in = W [2D, C], b_in [2D], w_out = W′ [C′, D], b_out [C′] -> [..., C′]        diffusers `FeedForward`
+    """
+    _expect_floats("feed_forward", x=x, w_in=w_in, b_in=b_in, w_out=w_out, b_out=b_out)
+    fits = w_in.ndim == w_out.ndim == 2 and x.shape[-1] == w_in.shape[1] and w_in.shape[0] == 2 * w_out.shape[1]
+    fits = fits and b_in.shape == w_in.shape[:1] and b_out.shape == w_out.shape[:1]
+    _expect(fits, "feed_forward", f"x {x.shape}, w_in {w_in.shape}, b_in {b_in.shape}, w_out {w_out.shape}, b_out {b_out.shape} do not fit")
+    return dispatch("feed_forward", x, w_in, b_in, w_out, b_out)
 
 
 def embedding(ids, table):

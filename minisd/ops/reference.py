@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from ..backend import array_module
-from .dispatch import rung
+from .dispatch import dispatch, rung
 
 
 def wide(x):
@@ -45,6 +45,12 @@ def upsample_nearest(x, *, size):
     """y[h, w] = x[h // 2, w // 2], cut to `size`: the odd sizes of a U that came down by rounding up."""
     H, W = size
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :H, :W]
+
+
+@rung("upsample_conv2d", "reference", owner="any")
+def upsample_conv2d(x, w, b, *, size):
+    """conv2d(upsample_nearest(x)) with padding 1."""
+    return dispatch("conv2d", dispatch("upsample_nearest", x, size=size), w, b, stride=1, padding=((1, 1), (1, 1)))
 
 
 @rung("group_norm", "reference", owner="any")
@@ -137,6 +143,12 @@ def geglu(x):
     """y = h · GELU(g) for x = [h, g], the two halves of the channels."""
     C = x.shape[-1] // 2
     return x[..., :C] * gelu(x[..., C:])
+
+
+@rung("feed_forward", "reference", owner="any")
+def feed_forward(x, w_in, b_in, w_out, b_out):
+    """linear(geglu(linear(x)))."""
+    return dispatch("linear", dispatch("geglu", dispatch("linear", x, w_in, b_in)), w_out, b_out)
 
 
 @rung("embedding", "reference", owner="any")

@@ -46,7 +46,17 @@ MODEL_INDEX = {
     "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
     "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
 }  # fmt: skip
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "<u1", "F8_E4M3": "<u1", "F8_E5M2": "<u1", "I8": "<i1"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "U8": "<u1",
+    "F8_E4M3": "<u1",
+    "F8_E5M2": "<u1",
+    "I8": "<i1",
+}
 
 
 def official(name: str):
@@ -66,7 +76,10 @@ def config(component: str, **changes):
 def make_weights(component: str, **changes) -> dict:
     """{official name: float32 array} for the tiny config."""
     rng = np.random.RandomState(zlib.crc32(component.encode()))
-    return {name: rng.standard_normal(shape).astype("float32") for name, shape in component_shapes(config(component, **changes)).items()}
+    return {
+        name: rng.standard_normal(shape).astype("float32")
+        for name, shape in component_shapes(config(component, **changes)).items()
+    }
 
 
 def encode(array, dtype: str) -> bytes:
@@ -77,7 +90,9 @@ def encode(array, dtype: str) -> bytes:
     return np.ascontiguousarray(array, dtype=DTYPES[dtype]).tobytes()
 
 
-def safetensors_bytes(tensors: dict, dtype: str = "F32", *, metadata={"format": "pt"}, shuffle: bool = False, residue: int | None = None) -> bytes:
+def safetensors_bytes(
+    tensors: dict, dtype: str = "F32", *, metadata={"format": "pt"}, shuffle: bool = False, residue: int | None = None
+) -> bytes:
     """tensors {name: array, or (dtype, array)}. shuffle: random order. residue: data begins at a byte that leaves this rest modulo 8."""
     items = list(tensors.items())
     if shuffle:
@@ -100,7 +115,10 @@ def with_length(header: bytes) -> bytes:
 def old_vae_names(tensors: dict) -> dict:
     """As the official fp32 files name the VAE's attention."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    return {re.sub(r"(?<=attentions\.0\.)(to_q|to_k|to_v|to_out\.0)", lambda m: old[m[1]], name): x for name, x in tensors.items()}
+    return {
+        re.sub(r"(?<=attentions\.0\.)(to_q|to_k|to_v|to_out\.0)", lambda m: old[m[1]], name): x
+        for name, x in tensors.items()
+    }
 
 
 def without_prefix(tensors: dict) -> dict:
@@ -123,11 +141,18 @@ def write_component(folder: Path, component: str, data: bytes | None = None, *, 
 def write_pipeline(folder: Path) -> Path:
     """A whole folder as SD 1.4 has it, but for the size."""
     write_component(folder / "unet", "unet", safetensors_bytes(make_weights("unet"), shuffle=True, residue=2))
-    write_component(folder / "vae", "vae", safetensors_bytes(old_vae_names(make_weights("vae")), shuffle=True, residue=7))
+    write_component(
+        folder / "vae", "vae", safetensors_bytes(old_vae_names(make_weights("vae")), shuffle=True, residue=7)
+    )
     text = {**make_weights("text_encoder"), "text_model.embeddings.position_ids": position_ids()}
     write_component(folder / "text_encoder", "text_encoder", safetensors_bytes(text, shuffle=True, residue=3))
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
-    for name in ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"):
+    for name in (
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     return folder

@@ -41,7 +41,9 @@ def test_a_folder_like_sd_1_4(tmp_path, caplog):
     assert all(same(component, name) for name, component in loaded.items())
     assert [type(component.config) for component in loaded.values()] == [UNetConfig, VAEConfig, CLIPTextConfig]
     assert [component.params.path for component in loaded.values()] == list(COMPONENTS)
-    assert loaded["vae"].report.files == ["diffusion_pytorch_model.safetensors"] and loaded["text_encoder"].report.files == ["model.safetensors"]
+    assert loaded["vae"].report.files == ["diffusion_pytorch_model.safetensors"] and loaded[
+        "text_encoder"
+    ].report.files == ["model.safetensors"]
     assert [len(names) for names in loaded["vae"].report.renamed.values()] == [16]
     assert [record.message.split(":")[0] for record in caplog.records] == list(COMPONENTS)  # one line each: which file
 
@@ -49,7 +51,12 @@ def test_a_folder_like_sd_1_4(tmp_path, caplog):
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_the_pipelines_folder_the_components_own_or_a_subfolder(tmp_path, component):
     folder = write_pipeline(tmp_path)
-    for where, options in ((folder, {}), (str(folder), {}), (folder / component, {}), (folder, {"subfolder": component})):
+    for where, options in (
+        (folder, {}),
+        (str(folder), {}),
+        (folder / component, {}),
+        (folder, {"subfolder": component}),
+    ):
         assert same(load_component(where, component, **options), component)
         assert read_component_config(where, component, **options) == load_component(where, component).config
     shutil.move(folder / component, folder / "other_name")
@@ -64,7 +71,10 @@ def test_float64(tmp_path):
 def test_no_such_component(tmp_path):
     error = refused(load_component, tmp_path, "unet")
     assert error.what == f"{tmp_path} holds no unet"
-    assert f"there is no {tmp_path / 'unet' / 'config.json'} nor {tmp_path / 'config.json'}" in error.why and "holds nothing" in error.why
+    assert (
+        f"there is no {tmp_path / 'unet' / 'config.json'} nor {tmp_path / 'config.json'}" in error.why
+        and "holds nothing" in error.why
+    )
     write_pipeline(tmp_path)
     error = refused(load_component, tmp_path, "unet", subfolder="unett")
     assert "unett" in error.why and "model_index.json" in error.why
@@ -87,7 +97,10 @@ def test_the_folder_of_another_component(tmp_path):
 def test_config_and_weights_that_contradict_each_other(tmp_path):
     write_component(tmp_path, "unet", in_channels=9)
     error = refused(load_component, tmp_path, "unet")
-    assert error.why == "config.json says in_channels = 9, the weights say 4" and str(tmp_path / "diffusion_pytorch_model.safetensors") in error.what
+    assert (
+        error.why == "config.json says in_channels = 9, the weights say 4"
+        and str(tmp_path / "diffusion_pytorch_model.safetensors") in error.what
+    )
     write_component(tmp_path, "unet", attention_head_dim=3)
     assert "8 channels cannot be cut into 3 heads" in refused(load_component, tmp_path, "unet").what
 
@@ -102,15 +115,21 @@ def half(component: str) -> bytes:
 def test_variants(tmp_path, caplog):
     folder = write_pipeline(tmp_path)
     for component in ("unet", "vae"):
-        write_component(folder / component, component, half(component), variant=".fp16")  # the VAE with new names beside one with old
+        write_component(
+            folder / component, component, half(component), variant=".fp16"
+        )  # the VAE with new names beside one with old
     for component in ("unet", "vae"):
         assert load_component(folder, component).report.source_dtypes.keys() == {"F32"}
         loaded = load_component(folder, component, variant="fp16")
-        assert loaded.report.source_dtypes.keys() == {"F16"} and loaded.report.files == ["diffusion_pytorch_model.fp16.safetensors"]
+        assert loaded.report.source_dtypes.keys() == {"F16"} and loaded.report.files == [
+            "diffusion_pytorch_model.fp16.safetensors"
+        ]
     assert not loaded.report.renamed and not caplog.records
     loaded = load_component(folder, "text_encoder", variant="fp16")  # the others have it
     assert loaded.report.files == ["model.safetensors"]
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "model.safetensors beside fp16 files" in caplog.text
+    assert [record.levelname for record in caplog.records] == [
+        "WARNING"
+    ] and "model.safetensors beside fp16 files" in caplog.text
     assert "no variant 'fp16'" in refused(load_component, folder / "text_encoder", "text_encoder", variant="fp16").what
     assert "no variant 'bf16'" in refused(load_component, folder, "unet", variant="bf16").what
 
@@ -119,14 +138,19 @@ def test_fp16_alone_is_read_with_one_line(tmp_path, caplog):
     write_component(tmp_path, "unet", half("unet"), variant=".fp16")
     (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"PK\x03\x04")
     assert load_component(tmp_path, "unet").report.cast == {"F16": len(make_weights("unet"))}
-    assert [record.message for record in caplog.records] == ["unet: there is no full-precision file; reading the variant fp16"]
+    assert [record.message for record in caplog.records] == [
+        "unet: there is no full-precision file; reading the variant fp16"
+    ]
 
 
 def test_only_a_pickle(tmp_path):
     path = write_component(tmp_path, "text_encoder")
     path.rename(tmp_path / "pytorch_model.bin")
     error = refused(load_component, tmp_path, "text_encoder")
-    assert "only as a pickle: pytorch_model.bin" in error.what and 'save_file({name: w.contiguous() for name, w in weights.items()}, "model.sa' in error.fix
+    assert (
+        "only as a pickle: pytorch_model.bin" in error.what
+        and 'save_file({name: w.contiguous() for name, w in weights.items()}, "model.sa' in error.fix
+    )
 
 
 # ----- shards --------------------------------------------------------------------------------------------------------------
@@ -158,7 +182,9 @@ def test_a_tensor_in_two_shards(tmp_path):
     assert "two tensors for" in error.what and names[0] in error.why and names[1] in error.why
 
 
-@pytest.mark.parametrize("weight_map", [None, {}, [], {"a": 3}, {"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": "pytorch_model.bin"}])
+@pytest.mark.parametrize(
+    "weight_map", [None, {}, [], {"a": 3}, {"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": "pytorch_model.bin"}]
+)
 def test_a_broken_index(tmp_path, weight_map):
     write_shards(tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
@@ -187,6 +213,15 @@ def test_links_may_not_lead_out_of_the_folder(tmp_path):
     assert "leads out" in refused(load_component, folder, "vae").what
 
 
+def test_blobs_are_allowed_in_the_hubs_cache_only(tmp_path):
+    folder = write_pipeline(tmp_path / "models" / "mine")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "blobs").mkdir()
+    weights.rename(tmp_path / "blobs" / "0")
+    weights.symlink_to(tmp_path / "blobs" / "0")
+    assert "leads out" in refused(load_component, folder, "unet").what
+
+
 def test_links_inside_the_folder_and_a_linked_folder_are_fine(tmp_path):
     folder = write_pipeline(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -200,7 +235,11 @@ def test_links_to_the_blobs_of_the_same_model_in_the_hubs_cache(tmp_path):
     folder = write_pipeline(tmp_path / "model")
     snapshot = to_hub_cache(folder, tmp_path / "hub")
     other = to_hub_cache(folder, tmp_path / "hub", repo="other--model")
-    assert read_model_index(snapshot) and same(load_component(snapshot, "unet"), "unet") and same(load_component(snapshot / "vae", "vae"), "vae")
+    assert (
+        read_model_index(snapshot)
+        and same(load_component(snapshot, "unet"), "unet")
+        and same(load_component(snapshot / "vae", "vae"), "vae")
+    )
     weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     weights.symlink_to((other / "unet" / "diffusion_pytorch_model.safetensors").resolve())
@@ -286,7 +325,14 @@ def test_hostile_model_indexes(tmp_path, case):
 
 
 def test_harmless_additions_to_the_model_index(tmp_path):
-    parts = index(tmp_path, requires_safety_checker=True, image_encoder=[None, None], controlnet=[None, None], _name_or_path="/home/x", note="a")
+    parts = index(
+        tmp_path,
+        requires_safety_checker=True,
+        image_encoder=[None, None],
+        controlnet=[None, None],
+        _name_or_path="/home/x",
+        note="a",
+    )
     assert parts["vae"] == "AutoencoderKL" and "image_encoder" not in parts
 
 

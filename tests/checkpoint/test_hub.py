@@ -51,7 +51,11 @@ def test_names_of_nothing(tmp_path, monkeypatch):
                         ("tinny", "tiny"), ("stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"), ("sd-turbo", "stabilityai/sd-turbo")):  # fmt: skip
         error = said(name)
         assert repr(name) in error.what and "hub id ORG/NAME" in error.why
-        assert f"did you mean {meant}" in error.fix.replace(str(tmp_path / "models") + "/", "") if meant else "check the spelling" in error.fix
+        assert (
+            f"did you mean {meant}" in error.fix.replace(str(tmp_path / "models") + "/", "")
+            if meant
+            else "check the spelling" in error.fix
+        )
     for name in ("", " ", "a/b/c", "a\0b", "-x/y", "x" * 10_000, "größe/modell", "../nothing/here"):
         assert "there is no model" in said(name).what
 
@@ -112,7 +116,14 @@ def test_a_variant_that_only_some_parts_have():
 def test_shards_are_fetched_with_their_index():
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
-    tree = [*CONFIGS, *weights()[1:], *shards, index, "unet/diffusion_pytorch_model.fp16-00001-of-00001.safetensors", "unet/evil.py"]
+    tree = [
+        *CONFIGS,
+        *weights()[1:],
+        *shards,
+        index,
+        "unet/diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+        "unet/evil.py",
+    ]
     assert sorted(files_needed(tree, None, "x")) == sorted([*CONFIGS, *weights()[1:], *shards, index])
 
 
@@ -163,6 +174,9 @@ def test_a_hub_model_is_fetched(fake_hub):
     (repo, revision, patterns), (_, other_revision, half) = fake_hub.calls
     assert (repo, revision, other_revision) == ("org/name", None, "abc")
     assert patterns == files_needed(fake_hub.tree, None, "") and half == files_needed(fake_hub.tree, "fp16", "")
+    with pytest.raises(ModelFileError, match="/the/snapshot holds no unet"):
+        load_component("org/name", "unet", variant="fp16")
+    assert fake_hub.calls[2][2] == half
     assert not any(name.endswith((".bin", ".ckpt", ".py", ".yaml")) or "*" in name for name in patterns + half)
 
 
@@ -229,7 +243,12 @@ def test_a_misspelt_folder_that_looks_like_a_hub_id(fake_hub, tmp_path, monkeypa
 def test_space_and_rights_are_checked_before_anything_is_fetched(fake_hub, monkeypatch, tmp_path):
     fake_hub.size = 10**15
     error = said("org/name", ResourceError)
-    assert "does not fit" in error.what and "12000000.00 GB to fetch" in error.why and str(tmp_path) in error.why and "fp16" in error.fix
+    assert (
+        "does not fit" in error.what
+        and "12000000.00 GB to fetch" in error.why
+        and str(tmp_path) in error.why
+        and "fp16" in error.fix
+    )
     fake_hub.size = 1
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
@@ -246,7 +265,9 @@ def test_the_copy_in_the_cache_serves_when_the_hub_does_not(fake_hub, tmp_path, 
         fake_hub.fails = FAILURES[reason][0]
         assert resolve("org/name") == snapshot
         assert resolve("org/name", revision="c" * 40) == snapshot
-    assert {record.levelname for record in caplog.records} == {"WARNING"} and "org/name: the hub cannot be asked (OSError: Name" in caplog.text
+    assert {record.levelname for record in caplog.records} == {
+        "WARNING"
+    } and "org/name: the hub cannot be asked (OSError: Name" in caplog.text
     caplog.clear()
     fake_hub.fails = FAILURES["offline"][0]
     assert resolve("org/name") == snapshot and not caplog.records  # as asked for
@@ -262,10 +283,14 @@ def test_a_part_of_a_model_in_the_cache_does_not_serve(fake_hub, tmp_path):
         resolve("org/name", variant="fp16")
 
 
-def test_files_in_the_cache_need_no_space(fake_hub, tmp_path):
+def test_files_in_the_cache_need_no_space_and_no_rights(fake_hub, monkeypatch, tmp_path):
     folder = write_pipeline(tmp_path / "model")
     to_hub_cache(folder, tmp_path / "hub")
-    fake_hub.tree, fake_hub.size = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], 10**15
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    fake_hub.tree, fake_hub.size = (
+        [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()],
+        10**15,
+    )
     assert resolve("org/name") == Path("/the/snapshot")
 
 
@@ -288,9 +313,16 @@ except FetchError as error:
 def test_the_environment_is_honoured(tmp_path):
     """The real huggingface_hub, with HF_HOME and HF_HUB_OFFLINE."""
     snapshot = to_hub_cache(write_pipeline(tmp_path / "model"), tmp_path / "home" / "hub")
-    env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(minisd.__file__).parents[1])}
+    env = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(minisd.__file__).parents[1]),
+    }
     env = {key: value for key, value in env.items() if key not in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")}
-    run = subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path)], env=env, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(tmp_path)], env=env, capture_output=True, text=True, check=True
+    )
     answer = json.loads(run.stdout)
     assert answer["lazy"] and answer["heavy"] == [] and answer["found"] == str(snapshot)
     assert answer["what"] == "org/absent cannot be fetched offline" and "minisd fetch org/absent" in answer["fix"]

@@ -5,10 +5,17 @@ import pytest
 from minisd.checkpoint.names import COMPONENTS, RULES, official_name, official_shape
 from tests.checkpoint.synthetic import official
 
-OLD, PREFIX, BUFFER, EMA = "old VAE attention names", "text_model. prefix", "position_ids, a constant", "training averages"
+OLD, PREFIX, BUFFER, EMA = (
+    "old VAE attention names",
+    "text_model. prefix",
+    "position_ids, a constant",
+    "training averages",
+)
 
 
-@pytest.mark.parametrize("name", ["unet_sd1", "unet_sd2_inpainting", "vae_new_names", "text_encoder_sd1", "text_encoder_sd2"])
+@pytest.mark.parametrize(
+    "name", ["unet_sd1", "unet_sd2_inpainting", "vae_new_names", "text_encoder_sd1", "text_encoder_sd2"]
+)
 def test_official_names_stay(name):
     component, _, shapes = official(name)
     assert [official_name(component, key) for key in shapes] == [(key, "") for key in shapes]
@@ -23,7 +30,9 @@ def test_old_vae_names_become_the_new_ones():
     assert len(changed) == 16 and all(name != new_name for name, new_name in changed.items())
     for part in ("encoder", "decoder"):
         at = f"{part}.mid_block.attentions.0"
-        assert [changed[f"{at}.{x}.weight"] for x in ("query", "key", "value", "proj_attn")] == [f"{at}.{x}.weight" for x in ("to_q", "to_k", "to_v", "to_out.0")]
+        assert [changed[f"{at}.{x}.weight"] for x in ("query", "key", "value", "proj_attn")] == [
+            f"{at}.{x}.weight" for x in ("to_q", "to_k", "to_v", "to_out.0")
+        ]
         assert f"{at}.group_norm.weight" not in changed
 
 
@@ -44,7 +53,10 @@ def test_constants_and_averages_are_left_out(component):
 
 
 def test_a_rule_holds_for_its_component_only():
-    assert official_name("unet", "encoder.mid_block.attentions.0.query.weight") == ("encoder.mid_block.attentions.0.query.weight", "")
+    assert official_name("unet", "encoder.mid_block.attentions.0.query.weight") == (
+        "encoder.mid_block.attentions.0.query.weight",
+        "",
+    )
     assert official_name("vae", "encoder.conv_in.weight") == ("encoder.conv_in.weight", "")
     assert official_name("text_encoder", "text_projection.weight") == ("text_projection.weight", "")
     assert official_name("vae", "encoder.mid_block.attentions.0.query.weight.evil")[1] == ""

@@ -30,10 +30,25 @@ def test_for_people():
 def test_for_json():
     data = json.loads(json.dumps(report().to_dict()))
     assert data["cast"] == {"F16": 240} and data["renamed"]["old VAE attention names"]["a.key"] == "a.to_k"
-    assert {"component", "files", "dtype", "tensors", "bytes", "source_dtypes", "dropped", "missing", "unexpected", "nonfinite"} <= data.keys()
+    assert {
+        "component",
+        "files",
+        "dtype",
+        "tensors",
+        "bytes",
+        "source_dtypes",
+        "dropped",
+        "missing",
+        "unexpected",
+        "nonfinite",
+    } <= data.keys()
 
 
 def test_words():
     assert [in_bytes(n) for n in (7, 1999, 2_500_000, 3_438_167_534)] == ["7 bytes", "2.00 kB", "2.50 MB", "3.44 GB"]
     assert some(list("abcdefg")) == "a, b, c, d, e and 2 more" and some(list("ab")) == "a, b" and some([]) == ""
-    assert shorten("a.b") == "a.b" and shorten("a\x1b\n\u202e") == r"a\x1b\n\u202e" and shorten("x" * 200) == "x" * 100 + "… (200 characters)"
+    assert (
+        shorten("a.b") == "a.b"
+        and shorten("a\x1b\n\u202e") == r"a\x1b\n\u202e"
+        and shorten("x" * 200) == "x" * 100 + "… (200 characters)"
+    )

@@ -1,6 +1,6 @@
 """The file format: every dtype exact, every quirk of old files, and every broken file refused with its path, its fault and a way out."""
 
-import importlib
+import importlib.util
 import json
 import random
 import sys
@@ -34,14 +34,28 @@ def read_all(path) -> dict:
 def test_every_dtype_at_every_alignment(tmp_path, dtype, residue):
     values = A.round() if dtype.startswith("I") else A
     path = tmp_path / "x.safetensors"
-    path.write_bytes(safetensors_bytes({"pad": ("U8", [1]), "a": values, "scalar": values[0, 0]}, dtype, residue=residue, metadata=None))
+    path.write_bytes(
+        safetensors_bytes(
+            {"pad": ("U8", [1]), "a": values, "scalar": values[0, 0]}, dtype, residue=residue, metadata=None
+        )
+    )
     tensors = read_header(path)
     assert tensors["a"].offset % 8 == (residue + 1) % 8  # the data really is unaligned
     for name, expected in (("a", values), ("scalar", values[0, 0])):
         x = tensors[name].read()
         assert np.array_equal(x, expected) and x.shape == np.shape(expected)
         assert x.flags.aligned and x.flags.c_contiguous and x.flags.owndata or x.base.flags.owndata
-        assert x.dtype.name == {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "float32", "I64": "int64", "I32": "int32"}[dtype]
+        assert (
+            x.dtype.name
+            == {
+                "F64": "float64",
+                "F32": "float32",
+                "F16": "float16",
+                "BF16": "float32",
+                "I64": "int64",
+                "I32": "int32",
+            }[dtype]
+        )
 
 
 def test_bfloat16_is_the_upper_half_of_a_float32():
@@ -52,7 +66,9 @@ def test_bfloat16_is_the_upper_half_of_a_float32():
     assert np.array_equal(x[finite].view("uint32"), bits[finite].astype("uint32") << 16)
     assert x[0x3F80] == 1.0 and x[0xC049] == -3.140625 and x[0x7F80] == np.inf and np.isnan(x[0x7FC0])
     assert finite.sum() == 2 * 255 * 128
-    assert encode(np.float32([1.00390625, 1.01171875]), "BF16") == np.array([0x3F80, 0x3F82], dtype="<u2").tobytes()  # the writer, ties to even
+    assert (
+        encode(np.float32([1.00390625, 1.01171875]), "BF16") == np.array([0x3F80, 0x3F82], dtype="<u2").tobytes()
+    )  # the writer, ties to even
 
 
 def test_order_of_the_data_is_not_that_of_the_names(tmp_path):
@@ -104,7 +120,11 @@ REFUSED = {
     "pickle": (b"\x80\x02}q\0(X\x0e\0\0\0conv_in.weight", "a pickle", "torch.load"),
     "zip": (b"PK\x03\x04\0\0\0\0\0\0archive/data.pkl", "a zip archive", "weights_only=True"),
     "something else": (b"GGUF\x03\0\0\0" + BODY, "its header claims 14,064,895,815", "fetch"),
-    "header past the end": ((1000).to_bytes(8, "little") + b"{}", "the file has 10 bytes, its header claims 1,000", "fetch"),
+    "header past the end": (
+        (1000).to_bytes(8, "little") + b"{}",
+        "the file has 10 bytes, its header claims 1,000",
+        "fetch",
+    ),
     "header 2^63": ((2**63).to_bytes(8, "little") + b"{}", "header claims 9,223,372,036,854,775,808", "fetch"),
     "header 2^64-1": (b"\xff" * 8 + b"{}", "header too large", "fetch"),
     "header over 100 MB": ((200_000_000).to_bytes(8, "little") + b"{}", "header too large", "fetch"),
@@ -112,28 +132,60 @@ REFUSED = {
     "no UTF-8": (header_bytes(b'{"\xff":1}'), "invalid UTF-8", "fetch"),
     "a list": (header_bytes([1]), "invalid JSON", "fetch"),
     "nested": (header_bytes(b'{"a":' + b"[" * 5000), "recursion", "fetch"),
-    "body one byte short": (header_bytes({"a": F32}) + BODY[:-1], "its tensors take 16 bytes, it holds 15: an interrupted copy", "fetch"),
+    "body one byte short": (
+        header_bytes({"a": F32}) + BODY[:-1],
+        "its tensors take 16 bytes, it holds 15: an interrupted copy",
+        "fetch",
+    ),
     "body one byte long": (header_bytes({"a": F32}) + BODY + b"\0", "its tensors take 16 bytes, it holds 17", "fetch"),
-    "hole": (header_bytes({"a": F32, "b": {**F32, "data_offsets": [20, 36]}}) + BODY * 3, "bytes of b begin at 20, but those before it end at 16", "fetch"),
-    "overlap": (header_bytes({"a": F32, "b": {**F32, "data_offsets": [8, 24]}}) + BODY * 2, "bytes of b begin at 8", "fetch"),
-    "same range twice": (header_bytes({"a": F32, "b": F32}) + BODY, "begin at 0, but those before it end at 16", "fetch"),
-    "end before begin": (header_bytes({"a": {**F32, "data_offsets": [16, 0]}}) + BODY, "bytes of a begin at 16", "fetch"),
+    "hole": (
+        header_bytes({"a": F32, "b": {**F32, "data_offsets": [20, 36]}}) + BODY * 3,
+        "bytes of b begin at 20, but those before it end at 16",
+        "fetch",
+    ),
+    "overlap": (
+        header_bytes({"a": F32, "b": {**F32, "data_offsets": [8, 24]}}) + BODY * 2,
+        "bytes of b begin at 8",
+        "fetch",
+    ),
+    "same range twice": (
+        header_bytes({"a": F32, "b": F32}) + BODY,
+        "begin at 0, but those before it end at 16",
+        "fetch",
+    ),
+    "end before begin": (
+        header_bytes({"a": {**F32, "data_offsets": [16, 0]}}) + BODY,
+        "bytes of a begin at 16",
+        "fetch",
+    ),
     "negative offset": (header_bytes({"a": {**F32, "data_offsets": [-1, 15]}}) + BODY, "integer `-1`", "fetch"),
     "float offset": (header_bytes({"a": {**F32, "data_offsets": [0.0, 16.0]}}) + BODY, "floating point", "fetch"),
-    "shape and size differ": (header_bytes({"a": {**F32, "shape": [5]}}) + BODY, "a is F32 [5], which takes 20 bytes, but it is given 16", "fetch"),
-    "shape overflow": (header_bytes({"a": {**F32, "shape": [2**62, 2**62]}}) + BODY, "a is F32 [4611686018427387904, 461", "fetch"),
+    "shape and size differ": (
+        header_bytes({"a": {**F32, "shape": [5]}}) + BODY,
+        "a is F32 [5], which takes 20 bytes, but it is given 16",
+        "fetch",
+    ),
+    "shape overflow": (
+        header_bytes({"a": {**F32, "shape": [2**62, 2**62]}}) + BODY,
+        "a is F32 [4611686018427387904, 461",
+        "fetch",
+    ),
     "unknown dtype": (header_bytes({"a": {**F32, "dtype": "Q9"}}) + BODY, "unknown variant `Q9`", "fetch"),
     "no dtype": (header_bytes({"a": {"shape": [4], "data_offsets": [0, 16]}}) + BODY, "missing field `dtype`", "fetch"),
     "metadata no text": (header_bytes({"__metadata__": {"a": 1}, "a": F32}) + BODY, "expected a string", "fetch"),
     "no tensors": (header_bytes({}), "holds no tensors", "fetch"),
     "only metadata": (header_bytes({"__metadata__": {"format": "pt"}}), "holds no tensors", "fetch"),
     "a name twice": (
-        header_bytes(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}') + BODY,
+        header_bytes(
+            b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+        )
+        + BODY,
         "a stands there twice",
         "fetch",
     ),
     "metadata twice": (
-        header_bytes(b'{"__metadata__":{"x":"1","x":"2"},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}') + BODY,
+        header_bytes(b'{"__metadata__":{"x":"1","x":"2"},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')
+        + BODY,
         "x stands there twice",
         "fetch",
     ),
@@ -181,10 +233,10 @@ def test_a_file_cut_while_it_is_read_is_an_error_and_no_crash(tmp_path):
 
 
 def test_a_big_endian_machine_is_refused(monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="little-endian"):
-        patch.setattr(sys, "byteorder", "big")
-        importlib.reload(safetensors_file)
-    importlib.reload(safetensors_file)
+    spec = importlib.util.spec_from_file_location("minisd.checkpoint.elsewhere", safetensors_file.__file__)
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(ResourceError, match="little-endian"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # ----- mutants -------------------------------------------------------------------------------------------------------------
@@ -207,7 +259,16 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
             case 3:
                 text[at:at] = text[at : at + rng.randrange(1, 60)]
             case 4:  # a name, a number or a dtype becomes another one of the file
-                one, other = rng.choice(((b'"a"', b'"b"'), (b'"c"', b'"d"'), (b"F32", b"I32"), (b"F16", b"I16"), (b"[3,4]", b"[4,3]"), (b"48", b"47")))
+                one, other = rng.choice(
+                    (
+                        (b'"a"', b'"b"'),
+                        (b'"c"', b'"d"'),
+                        (b"F32", b"I32"),
+                        (b"F16", b"I16"),
+                        (b"[3,4]", b"[4,3]"),
+                        (b"48", b"47"),
+                    )
+                )
                 text = text.replace(one, other, rng.randint(1, 2))
             case 5:  # a tensor once more
                 text = text.replace(b'},"c"', b'},"b":{"dtype":"F16","shape":[3,4],"data_offsets":[48,72]},"c"', 1)

@@ -45,7 +45,13 @@ def test_lists_are_read_backwards_on_the_way_up():
     assert shapes["mid_block.attentions.0.transformer_blocks.2.attn2.to_k.weight"] == (12, 14)
     assert "up_blocks.0.resnets.3.norm1.weight" not in shapes and "up_blocks.1.resnets.2.norm1.weight" not in shapes
     # The skips of block 0 have 8 channels, those of block 1 have 12 and, below its downsampler, 8.
-    assert [shapes[f"up_blocks.{i}.resnets.{j}.norm1.weight"] for i, j in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))] == [(24,), (24,), (20,), (20,), (16,)]
+    assert [shapes[f"up_blocks.{i}.resnets.{j}.norm1.weight"] for i, j in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))] == [
+        (24,),
+        (24,),
+        (20,),
+        (20,),
+        (16,),
+    ]
 
 
 def test_the_vae_without_its_options():

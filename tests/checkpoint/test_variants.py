@@ -6,7 +6,14 @@ from minisd.checkpoint.variants import available, choose_weights, shards
 from minisd.errors import ModelFileError
 
 SAFE, HALF = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
-OFFICIAL = [SAFE, HALF, "diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.non_ema.safetensors", "config.json"]
+OFFICIAL = [
+    SAFE,
+    HALF,
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.bin",
+    "diffusion_pytorch_model.non_ema.safetensors",
+    "config.json",
+]
 
 
 def choose(names, variant=None, component="unet", mixture=False):
@@ -14,9 +21,15 @@ def choose(names, variant=None, component="unet", mixture=False):
 
 
 def test_what_there_is():
-    assert available(OFFICIAL, "unet") == {None: SAFE, "fp16": HALF, "non_ema": "diffusion_pytorch_model.non_ema.safetensors"}
+    assert available(OFFICIAL, "unet") == {
+        None: SAFE,
+        "fp16": HALF,
+        "non_ema": "diffusion_pytorch_model.non_ema.safetensors",
+    }
     assert available(OFFICIAL, "text_encoder") == {}
-    assert available(["model.safetensors", "model.fp16.safetensors", "model.safetensors.bak", "mymodel.safetensors"], "text_encoder") == {
+    assert available(
+        ["model.safetensors", "model.fp16.safetensors", "model.safetensors.bak", "mymodel.safetensors"], "text_encoder"
+    ) == {
         None: "model.safetensors",
         "fp16": "model.fp16.safetensors",
     }
@@ -46,19 +59,28 @@ def test_a_variant_that_is_absent():
 
 def test_a_mixture_is_named():
     file, note = choose([SAFE], "fp16", mixture=True)
-    assert file == SAFE and note == f"unet: there is no variant fp16; reading {SAFE} beside fp16 files of the other components"
+    assert (
+        file == SAFE
+        and note == f"unet: there is no variant fp16; reading {SAFE} beside fp16 files of the other components"
+    )
     with pytest.raises(ModelFileError, match="no variant 'fp16'"):
         choose(["diffusion_pytorch_model.bf16.safetensors"], "fp16", mixture=True)
 
 
-@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt", "x.pt", "x.pth", "x.pkl"])
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.ckpt", "x.pt", "x.pth", "x.pkl"]
+)
 def test_pickles_are_refused_with_the_recipe(name):
     with pytest.raises(ModelFileError) as caught:
         choose([name, "config.json"])
     error = caught.value
     assert error.what == f"model/unet holds its weights only as a pickle: {name}" and "can run code" in error.why
     lines = error.fix.splitlines()
-    assert len(lines) == 4 and f'torch.load("{name}", map_location="cpu", weights_only=True)' in lines[2] and f'"{SAFE}")' in lines[3]
+    assert (
+        len(lines) == 4
+        and f'torch.load("{name}", map_location="cpu", weights_only=True)' in lines[2]
+        and f'"{SAFE}")' in lines[3]
+    )
     assert all(line.startswith("        ") for line in lines[1:])
 
 
@@ -77,7 +99,13 @@ def test_nothing_there():
 ])  # fmt: skip
 def test_shards(index, variant, pattern):
     parts = [pattern.format(1), pattern.format(2)]
-    names = [*parts, index, "diffusion_pytorch_model.bf16-00001-of-00002.safetensors", "config.json", SAFE.replace("model.", "model-x.")]
+    names = [
+        *parts,
+        index,
+        "diffusion_pytorch_model.bf16-00001-of-00002.safetensors",
+        "config.json",
+        SAFE.replace("model.", "model-x."),
+    ]
     assert available(names, "unet") == {variant: index}
     assert choose(names, variant)[0] == index
     assert shards(names, index) == parts

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from minisd.checkpoint import params_from_state_dict
-from minisd.checkpoint.safetensors_file import read_header
+from minisd.checkpoint.safetensors_file import StoredTensor, read_header
 from minisd.checkpoint.weights import assemble, count_nonfinite, lay_out
 from minisd.errors import ModelFileError, NumericError, UsageError
-from tests.checkpoint.synthetic import config, encode, make_weights, old_vae_names, position_ids, safetensors_bytes, without_prefix
+from tests.checkpoint.synthetic import (
+    config,
+    encode,
+    make_weights,
+    old_vae_names,
+    position_ids,
+    safetensors_bytes,
+    without_prefix,
+)
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 
@@ -18,7 +26,9 @@ def load(tmp_path, component: str, data: bytes, **options):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     changes = options.pop("changes", {})
-    return assemble(list(read_header(path).values()), component, config(component, **changes), source=f"{component}/x", **options)
+    return assemble(
+        list(read_header(path).values()), component, config(component, **changes), source=f"{component}/x", **options
+    )
 
 
 # ----- values and layout ---------------------------------------------------------------------------------------------------
@@ -41,8 +51,13 @@ def test_values_are_those_of_the_file_in_every_dtype(tmp_path, component, stored
         assert loaded[name].dtype == dtype and np.array_equal(loaded[name], exact.reshape(w.shape).astype(dtype)), name
     label = f"({stored} → {dtype})"
     assert report.source_dtypes == {stored: len(weights)} and report.headline.endswith(label)
-    assert report.cast == ({} if (stored, dtype) in (("F32", "float32"), ("F64", "float64")) else {stored: len(weights)})
-    assert report.tensors == len(weights) and report.bytes == sum(w.size for w in weights.values()) * np.dtype(dtype).itemsize
+    assert report.cast == (
+        {} if (stored, dtype) in (("F32", "float32"), ("F64", "float64")) else {stored: len(weights)}
+    )
+    assert (
+        report.tensors == len(weights)
+        and report.bytes == sum(w.size for w in weights.values()) * np.dtype(dtype).itemsize
+    )
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -62,6 +77,14 @@ def test_parameters_keep_the_order_of_the_architecture(tmp_path):
     params, _ = load(tmp_path, "unet", safetensors_bytes(make_weights("unet"), shuffle=True))
     assert list(dict(params.items())) == list(make_weights("unet"))
     assert params.conv_in.path == "unet.conv_in" and params.down_blocks[0].resnets[0].conv1.weight.shape == (8, 8, 3, 3)
+
+
+def test_the_file_is_read_from_front_to_back(tmp_path, monkeypatch):
+    offsets, read = [], StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda tensor: offsets.append(tensor.offset) or read(tensor))
+    weights = make_weights("unet")
+    load(tmp_path, "unet", safetensors_bytes(weights, shuffle=True))
+    assert len(offsets) == len(weights) and offsets == sorted(offsets)
 
 
 def test_an_array_in_memory_is_copied():
@@ -86,7 +109,10 @@ def test_other_dtypes_to_compute_in_are_refused():
             params_from_state_dict(make_weights("vae"), "vae", config("vae"), dtype)
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [("F16", "float32"), ("F32", "float32"), ("BF16", "float32"), ("F32", "float64"), ("F64", "float32")])
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("F16", "float32"), ("F32", "float32"), ("BF16", "float32"), ("F32", "float64"), ("F64", "float32")],
+)
 def test_beside_the_weights_there_is_one_tensor_in_memory(tmp_path, stored, dtype):
     """The largest tensor is read last, when all others are there already. The file itself is never held."""
     changes = {"block_out_channels": [96, 96], "cross_attention_dim": 768, "attention_head_dim": 4}
@@ -108,10 +134,14 @@ def test_beside_the_weights_there_is_one_tensor_in_memory(tmp_path, stored, dtyp
 
 def test_old_vae_names_and_one_by_one_convolutions(tmp_path):
     weights = make_weights("vae")
-    convolutions = {name: x[:, :, None, None] if ".attentions." in name and x.ndim == 2 else x for name, x in weights.items()}
+    convolutions = {
+        name: x[:, :, None, None] if ".attentions." in name and x.ndim == 2 else x for name, x in weights.items()
+    }
     for tensors, renamed in ((old_vae_names(weights), 16), (old_vae_names(convolutions), 16), (convolutions, 0)):
         params, report = load(tmp_path, "vae", safetensors_bytes(tensors))
-        assert all(np.array_equal(w, weights[name]) and w.flags.c_contiguous | (w.ndim == 4) for name, w in params.items())
+        assert all(
+            np.array_equal(w, weights[name]) and w.flags.c_contiguous | (w.ndim == 4) for name, w in params.items()
+        )
         assert sum(map(len, report.renamed.values())) == renamed
     assert report.unexpected == report.missing == []
 
@@ -126,7 +156,9 @@ def test_text_encoder_with_and_without_prefix(tmp_path, stored, prefix):
     assert params.text_model.final_layer_norm.path == "text_encoder.text_model.final_layer_norm"
     assert sorted(name for name, _ in params.items()) == sorted(weights)
     assert report.dropped == {"position_ids, a constant": [f"{at}embeddings.position_ids"]} and not report.unexpected
-    assert {reason: len(names) for reason, names in report.renamed.items()} == ({} if prefix else {"text_model. prefix": len(weights)})
+    assert {reason: len(names) for reason, names in report.renamed.items()} == (
+        {} if prefix else {"text_model. prefix": len(weights)}
+    )
 
 
 def test_training_averages_are_left_out_in_silence(tmp_path, caplog):
@@ -141,7 +173,10 @@ def test_unexpected_tensors_are_reported_and_left_out(tmp_path, caplog):
     assert report.unexpected == list(extra) and "text_projection" not in params
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     message = caplog.text
-    assert "3 unexpected tensors are left out: text_projection.weight, \\x1b[31mred, xxx" in message and len(message) < 1000
+    assert (
+        "3 unexpected tensors are left out: text_projection.weight, \\x1b[31mred, xxx" in message
+        and len(message) < 1000
+    )
     assert "unexpected, left out: text_projection.weight" in str(report)
 
 
@@ -159,14 +194,21 @@ def test_a_missing_tensor_is_named_with_its_likely_misspelling(tmp_path):
     weights["conv_in.weigth"] = weights.pop("conv_in.weight")
     error = refused(tmp_path, "unet", weights)
     assert error.what == f"unet/x: 1 of {len(weights)} tensors are missing: conv_in.weight"
-    assert f"the file holds {len(weights)} tensors; conv_in.weigth may be conv_in.weight" == error.why and "fetch" in error.fix
+    assert (
+        f"the file holds {len(weights)} tensors; conv_in.weigth may be conv_in.weight" == error.why
+        and "fetch" in error.fix
+    )
 
 
 def test_of_many_missing_tensors_five_are_named(tmp_path):
     weights = make_weights("unet")
     names = [name for name in weights if name.startswith("mid_block.resnets")]
     error = refused(tmp_path, "unet", {name: w for name, w in weights.items() if name not in names})
-    assert all(name in error.what for name in names[:5]) and names[5] not in error.what and f"and {len(names) - 5} more" in error.what
+    assert (
+        all(name in error.what for name in names[:5])
+        and names[5] not in error.what
+        and f"and {len(names) - 5} more" in error.what
+    )
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -186,17 +228,27 @@ def test_a_wrong_shape_names_both_shapes_and_the_field(tmp_path):
 def test_a_wrong_shape_that_no_field_explains(tmp_path):
     weights = {**make_weights("vae"), "encoder.conv_norm_out.weight": np.ones(5)}
     error = refused(tmp_path, "vae", weights)
-    assert "encoder.conv_norm_out.weight is [5], config.json describes [6]" in error.what and "no field" in error.why and "fetch" in error.fix
+    assert (
+        "encoder.conv_norm_out.weight is [5], config.json describes [6]" in error.what
+        and "no field" in error.why
+        and "fetch" in error.fix
+    )
 
 
-@pytest.mark.parametrize(("asked", "given", "kind"), [("unet", "vae", "a VAE"), ("vae", "unet", "a UNet"), ("unet", "text_encoder", "a text encoder")])
+@pytest.mark.parametrize(
+    ("asked", "given", "kind"),
+    [("unet", "vae", "a VAE"), ("vae", "unet", "a UNet"), ("unet", "text_encoder", "a text encoder")],
+)
 def test_the_weights_of_another_component(tmp_path, asked, given, kind):
     error = refused(tmp_path, asked, make_weights(given))
     assert error.what == f"{asked}/x holds no {asked}" and kind in error.why
 
 
 def test_other_kinds_of_files(tmp_path):
-    ldm = {"model.diffusion_model.input_blocks.0.0.weight": np.ones(1), "first_stage_model.decoder.conv_in.weight": np.ones(1)}
+    ldm = {
+        "model.diffusion_model.input_blocks.0.0.weight": np.ones(1),
+        "first_stage_model.decoder.conv_in.weight": np.ones(1),
+    }
     assert "LDM" in refused(tmp_path, "unet", ldm).why
     assert "a LoRA" in refused(tmp_path, "unet", {"lora_unet_mid_block_attentions_0_proj_in.alpha": np.ones(1)}).why
     assert "its first name is emb_params" in refused(tmp_path, "text_encoder", {"emb_params": np.ones((2, 10))}).why
@@ -206,9 +258,15 @@ def test_other_kinds_of_files(tmp_path):
 def test_quantised_weights_are_refused_by_name_before_any_is_read(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("minisd.checkpoint.weights.read_weight", None)
     weights = make_weights("unet")
-    tensors = {**weights, "mid_block.resnets.0.conv1.weight": (dtype, np.zeros(weights["mid_block.resnets.0.conv1.weight"].shape))}
+    tensors = {
+        **weights,
+        "mid_block.resnets.0.conv1.weight": (dtype, np.zeros(weights["mid_block.resnets.0.conv1.weight"].shape)),
+    }
     error = refused(tmp_path, "unet", tensors)
-    assert error.what == f"unet/x: mid_block.resnets.0.conv1.weight is stored as {dtype}, which is not supported" and "F16" in error.fix
+    assert (
+        error.what == f"unet/x: mid_block.resnets.0.conv1.weight is stored as {dtype}, which is not supported"
+        and "F16" in error.fix
+    )
 
 
 def test_integers_in_memory_are_refused_too():
@@ -223,7 +281,10 @@ def test_two_names_for_one_tensor(tmp_path):
     weights["encoder.mid_block.attentions.0.query.weight"] = weights["encoder.mid_block.attentions.0.to_q.weight"]
     error = refused(tmp_path, "vae", weights)
     assert "two tensors for encoder.mid_block.attentions.0.to_q.weight" in error.what
-    assert "attentions.0.to_q.weight in x.safetensors and" in error.why and "attentions.0.query.weight in x.safetensors both" in error.why
+    assert (
+        "attentions.0.to_q.weight in x.safetensors and" in error.why
+        and "attentions.0.query.weight in x.safetensors both" in error.why
+    )
 
 
 # ----- NaN and Inf ---------------------------------------------------------------------------------------------------------
@@ -247,7 +308,9 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, stored, value
     assert error.layer == "unet.mid_block.resnets.0.conv1" and error.exit_code == 5 and "allow_nonfinite" in error.fix
 
     params, report = load(tmp_path, "unet", data, allow_nonfinite=True)
-    assert report.nonfinite == {"mid_block.resnets.0.conv1.weight": 2} and "NaN or Inf in: mid_block.resnets.0.conv1.weight (2)" in str(report)
+    assert report.nonfinite == {
+        "mid_block.resnets.0.conv1.weight": 2
+    } and "NaN or Inf in: mid_block.resnets.0.conv1.weight (2)" in str(report)
     assert np.count_nonzero(~np.isfinite(params.mid_block.resnets[0].conv1.weight)) == 2
 
 
@@ -262,4 +325,11 @@ def test_a_float64_beyond_float32_is_refused_and_no_warning(tmp_path):
 def test_every_float16_is_told_apart():
     bits = np.arange(1 << 16, dtype="uint16").view("float16")
     assert count_nonfinite(bits) == 2 * 1024 == np.count_nonzero(~np.isfinite(bits))
-    assert [count_nonfinite(bits[i : i + 1]) for i in (0x7BFF, 0x7C00, 0x7C01, 0xFBFF, 0xFC00, 0x0001)] == [0, 1, 1, 0, 1, 0]
+    assert [count_nonfinite(bits[i : i + 1]) for i in (0x7BFF, 0x7C00, 0x7C01, 0xFBFF, 0xFC00, 0x0001)] == [
+        0,
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]

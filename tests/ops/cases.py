@@ -87,6 +87,11 @@ case("upsample_nearest", "one_pixel_doubled", lambda d: (d(1, 1, 1, 3),), size=(
 case("upsample_nearest", "one_pixel_stays", lambda d: (d(1, 1, 1, 3),), size=(1, 1))
 case("upsample_nearest", "long_odd", lambda d: (d(1, 1, 64, 1),), size=(1, 127))
 
+# upsample_conv2d: x, w, b
+
+case("upsample_conv2d", "double", lambda d: (d(2, 3, 5, 4), d(3, 4, 3, 3), d(3)), size=(6, 10))
+case("upsample_conv2d", "odd_both_no_bias", lambda d: (d(1, 4, 3, 2), d(5, 2, 3, 3), None), size=(7, 5))
+
 # group_norm: x, w, b
 
 
@@ -169,6 +174,11 @@ for op in ("silu", "quick_gelu"):  # their tails reach far: x e^x, where 1 + tan
 case("geglu", "matrix", lambda d: (d(3, 14, scale=2.0),))
 case("geglu", "tokens", lambda d: (d(2, 5, 22),))
 case("geglu", "one_channel", lambda d: (d(3, 2),))
+
+# feed_forward: x, w_in, b_in, w_out, b_out
+
+case("feed_forward", "tokens", lambda d: (d(2, 5, 6), d(16, 6), d(16), d(6, 8), d(6)))
+case("feed_forward", "other_width", lambda d: (d(3, 4), d(6, 4), d(6), d(7, 3), d(7)))
 
 # embedding: ids, table
 

@@ -54,7 +54,7 @@ def test_causal_tokens_do_not_see_what_follows(rung):
         for a in (q, k, v):
             a[:, :, 6:] = 7.0
         assert np.array_equal(ops.attention(q, k, v, scale=0.5, causal=True)[:, :, :6], y[:, :, :6])
-    assert np.array_equal(y[:, :, 0], ops.attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], scale=0.5)[:, :, 0])
+        assert np.array_equal(y[:, :, 0], ops.attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], scale=0.5)[:, :, 0])
 
 
 @every_rung

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
-from .linear import refuses_half
+from .parallel import blocks, parallel_for, scratch
 
 BLOCK = 1 << 16  # elements
 
@@ -12,54 +12,54 @@ BLOCK = 1 << 16  # elements
 ERF_AS_TANH = (1.12837971, 0.102765481, -1.84383734e-4, -6.25719532e-4, 8.97125694e-5, -5.9856874e-6, 1.5896002e-7)
 
 
+def refuses_all_but_float32(x, *args, **kwargs):
+    return None if x.dtype == np.float32 else "is made for float32: other dtypes take the reference"
+
+
 def in_blocks(x, f):
-    """A new array with f applied in place to its blocks."""
+    """A new array with f(block) applied in place to its blocks."""
     y = np.array(x, order="C")
     flat = y.reshape(-1)
-    for start in range(0, flat.size, BLOCK):
-        f(flat[start : start + BLOCK])
+    parallel_for(blocks(flat.size, BLOCK), lambda part: f(flat[part]))
     return y
 
 
 def silu_in_place(x, slope=1.0):
-    """x ← x · sigmoid(slope · x) = h · tanh(slope · h) + h with h = x/2: one tanh, no division, no overflow."""
-    x *= 0.5
-    t = x * slope
-    np.tanh(t, out=t)
-    t += 1.0
-    x *= t
+    """x ← x / (1 + exp(−slope · x)): exact at both ends, since 1 + e loses nothing and an infinite e gives the 0 it should."""
+    e = np.multiply(x, -slope, out=scratch("t", x.shape, x.dtype))
+    with np.errstate(over="ignore"):
+        np.exp(e, out=e)
+    e += 1.0
+    x /= e
 
 
 def gelu_in_place(x):
     """x ← x · (1 + tanh(u P(u²))) / 2 with u = x/√2, which is x · (1 + erf(u)) / 2 to float32 rounding."""
-    u = x * np.float32(0.5**0.5)
-    square = u * u
-    np.minimum(square, np.float32(25.0), out=square)  # erf is ±1 to every digit beyond; the polynomial would overflow
-    p = np.full_like(u, ERF_AS_TANH[-1])
-    for coefficient in ERF_AS_TANH[-2::-1]:
-        p *= square
-        p += np.float32(coefficient)
-    p *= u
+    u = np.multiply(x, 0.5**0.5, out=scratch("u", x.shape, x.dtype))
+    square = np.multiply(u, u, out=scratch("square", x.shape, x.dtype))
+    p = np.multiply(square, ERF_AS_TANH[-1], out=scratch("t", x.shape, x.dtype))
+    with np.errstate(over="ignore"):  # where the polynomial overflows, its tanh is 1 as erf is
+        for coefficient in ERF_AS_TANH[-2:0:-1]:
+            p += coefficient
+            p *= square
+        p += ERF_AS_TANH[0]
+        p *= u
     np.tanh(p, out=p)
     p += 1.0
     x *= 0.5
     x *= p
 
 
-@rung("silu", "tanh", owner="numpy", refuses=refuses_half)
+@rung("silu", "in_place", owner="numpy", refuses=refuses_all_but_float32)
 def silu(x):
-    """x · sigmoid(x) by one tanh."""
+    """x / (1 + e⁻ˣ) in four passes over each block."""
     return in_blocks(x, silu_in_place)
 
 
-@rung("quick_gelu", "tanh", owner="numpy", refuses=refuses_half)
+@rung("quick_gelu", "in_place", owner="numpy", refuses=refuses_all_but_float32)
 def quick_gelu(x):
-    """x · sigmoid(1.702 x) by one tanh."""
+    """x / (1 + exp(−1.702 x)) in four passes over each block."""
     return in_blocks(x, lambda block: silu_in_place(block, 1.702))
-
-
-def refuses_all_but_float32(x, *args, **kwargs):
-    return None if x.dtype == np.float32 else "its polynomial has the accuracy of float32"
 
 
 @rung("gelu", "tanh_polynomial", owner="numpy", refuses=refuses_all_but_float32)
@@ -70,8 +70,15 @@ def gelu(x):
 
 @rung("geglu", "tanh_polynomial", owner="numpy", refuses=refuses_all_but_float32)
 def geglu(x):
-    """h · GELU(g) with the fast GELU."""
+    """h · GELU(g) with the fast GELU, by blocks of rows."""
     C = x.shape[-1] // 2
-    y = gelu(x[..., C:])
-    y *= x[..., :C]
-    return y
+    rows = x.reshape(-1, 2 * C)
+    y = np.empty((len(rows), C), dtype=x.dtype)
+
+    def block(part):
+        np.copyto(y[part], rows[part, C:])
+        gelu_in_place(y[part])
+        y[part] *= rows[part, :C]
+
+    parallel_for(blocks(len(rows), max(1, BLOCK // (2 * C))), block)
+    return y.reshape(*x.shape[:-1], C)

@@ -9,6 +9,7 @@ import numpy as np
 from ..dispatch import rung
 from .activation import silu_in_place
 from .linear import refuses_half
+from .parallel import blocks, parallel_for, scratch
 
 BLOCK = 1 << 16  # elements: 256 KiB of float32, half a megabyte of float64
 
@@ -19,32 +20,40 @@ def refuses_all_but_float32(x, *args, **kwargs):
 
 @rung("group_norm", "blocked", owner="numpy", refuses=refuses_all_but_float32)
 def group_norm(x, w, b, *, groups, eps, act):
-    """y = x · a + c with one a and c for each channel: float64 sums of x and x² by blocks of pixels, then one pass to scale."""
+    """y = (x − μ) · a + β with a = γ / √(σ² + ε): float64 sums of x and x² by blocks of pixels, then one pass to scale."""
     B, C = x.shape[0], x.shape[-1]
     x = np.ascontiguousarray(x)
     y = np.empty_like(x)
-    rows = max(1, BLOCK // C)
-    for pixels, out in zip(x.reshape(B, -1, C), y.reshape(B, -1, C)):  # [S, C]
-        S = len(pixels)
-        total = np.zeros((2, C), dtype="float64")
-        for top in range(0, S, rows):
-            wide = pixels[top : top + rows].astype("float64")
-            total[0] += wide.sum(axis=0)
-            total[1] += np.einsum("sc,sc->c", wide, wide)
-        mean, square = total.reshape(2, groups, -1).sum(axis=2) / (S * C // groups)  # [G] each
-        deviation = np.sqrt(np.maximum(square - mean**2, 0.0) + eps)
-        a = w / deviation.repeat(C // groups)
+    S = x.size // (B * C)
+    parts = blocks(S, max(1, BLOCK // C))
+    ones = np.ones(parts[0].stop, dtype="float64")
+
+    for pixels, out in zip(x.reshape(B, S, C), y.reshape(B, S, C)):
+        sums = np.empty((len(parts), 2, C), dtype="float64")
+
+        def measure(i):
+            wide = scratch("wide", pixels[parts[i]].shape, "float64")
+            wide[...] = pixels[parts[i]]
+            sums[i, 0] = ones[: len(wide)] @ wide  # a product with ones sums faster than sum() does
+            wide *= wide
+            sums[i, 1] = ones[: len(wide)] @ wide
+
+        parallel_for(range(len(parts)), measure)
+        mean, square = sums.sum(axis=0).reshape(2, groups, -1).sum(axis=2) / (S * C // groups)  # [G] each
+        a = w / np.sqrt(np.maximum(square - mean**2, 0.0) + eps).repeat(C // groups)
         mean = mean.repeat(C // groups)
         # x − μ is formed before the scaling: x·a and μ·a are close where the mean is large, and their difference would lose digits.
         mean32, low = mean.astype("float32"), (b - (mean - mean.astype("float32")) * a).astype("float32")
         a = a.astype("float32")
-        for top in range(0, S, rows):
-            block = out[top : top + rows]
-            np.subtract(pixels[top : top + rows], mean32, out=block)
+
+        def scale(part):
+            block = np.subtract(pixels[part], mean32, out=out[part])
             block *= a
             block += low
             if act == "silu":
                 silu_in_place(block)
+
+        parallel_for(parts, scale)
     return y
 
 
@@ -54,12 +63,13 @@ def layer_norm(x, w, b, *, eps):
     C = x.shape[-1]
     tokens = np.ascontiguousarray(x).reshape(-1, C)
     y = np.empty_like(tokens)
-    rows = max(1, BLOCK // C)
-    for top in range(0, len(tokens), rows):
-        block, out = tokens[top : top + rows], y[top : top + rows]
-        np.subtract(block, block.mean(axis=-1, keepdims=True), out=out)
+
+    def block(part):
+        out = np.subtract(tokens[part], tokens[part].mean(axis=-1, keepdims=True), out=y[part])
         variance = np.einsum("sc,sc->s", out, out)[:, None] / C
         out /= np.sqrt(variance + eps)
         out *= w
         out += b
+
+    parallel_for(blocks(len(tokens), max(1, BLOCK // C)), block)
     return y.reshape(x.shape)

@@ -1,0 +1,68 @@
+"""One pool of threads for all ops: each op cuts its own work, and BLAS runs on one thread inside every piece.
+
+NumPy releases the interpreter lock inside its loops and in BLAS, so Python threads do run side by side. Cutting the work above
+BLAS threads everything, also the element-wise passes, and keeps a block in the cache of one core from the first pass to the last.
+
+The pieces depend on the shapes only, never on the number of threads, and no two write to the same place: the result is the same,
+bit by bit, on one core and on many. There are as many workers as BLAS would have had threads (OPENBLAS_NUM_THREADS counts).
+"""
+
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ...blas import one_thread
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisd")
+
+
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def parallel_for(items, work):
+    """Calls work(item) for every item, on all workers, and returns when the last one is done. May be nested.
+
+    The caller works too. Helpers that have not begun when it runs out of items are cancelled, so nesting cannot lock up.
+    """
+    items = list(items)
+    with one_thread() as workers:
+        queue = iter(items)
+
+        def drain():
+            for item in queue:
+                work(item)
+
+        helpers = [_pool().submit(drain) for _ in range(min(workers, len(items)) - 1)]
+        try:
+            drain()
+        finally:
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()
+
+
+def blocks(n: int, size: int) -> list[slice]:
+    """0 … n cut into slices of `size`; the last one may be shorter."""
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+_local = threading.local()
+
+
+def scratch(name: str, shape, dtype) -> np.ndarray:
+    """An uninitialised array that this thread reuses whenever it asks for the same name: no page faults, aligned to a cache line."""
+    buffers = _local.__dict__.setdefault("buffers", {})
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype="int64")) * dtype.itemsize
+    if name not in buffers or buffers[name].nbytes < size:
+        raw = np.empty(size + 64, dtype="uint8")
+        start = -raw.ctypes.data % 64
+        buffers[name] = raw[start : start + size]
+    return buffers[name][:size].view(dtype).reshape(shape)

@@ -1,0 +1,254 @@
+"""Traces as files: safetensors with a manifest, written while the run goes on, so that no trace is ever held in memory.
+
+    unet.mid_block.attentions.0          the output of the first call of this layer, images as [B, C, H, W]
+    unet.mid_block.attentions.0@3        of its fourth call: of a UNet the step, counted from 0
+    unet.mid_block.attentions.0<context  what it was given, if inputs were asked for; equal inputs are stored once
+    unet.…attn1/probs                    a quantity that is no module
+
+The manifest, JSON in the header's metadata under "minisd", lists the layers in execution order with kind, shape, statistics and
+seconds, and says what made the run. Any other safetensors file can be read as a trace too: its names are then all there is to know.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from .backend import to_numpy
+from .checkpoint.safetensors_file import DTYPES, StoredTensor, read_header
+from .errors import ModelFileError, ResourceError, UsageError
+
+FORMAT = 1
+CODES = {dtype: code for code, dtype in DTYPES.items() if code != "BF16"}
+CHUNK = 1 << 16  # elements that statistics are taken of at a time: they stay in the cache
+
+
+def key(name: str, call: int) -> str:
+    """The name of a layer's output in a file."""
+    return f"{name}@{call}" if call else name
+
+
+def split_key(stored: str) -> tuple[str, int]:
+    """"unet.conv_in@3" -> ("unet.conv_in", 3)."""
+    name, at, call = stored.rpartition("@")
+    return (name, int(call)) if at and call.isdecimal() else (stored, 0)
+
+
+def statistics(x: np.ndarray) -> dict:
+    """Range and moments in float64, and how many values are NaN or infinite; the moments are those of the finite values."""
+    flat = x.reshape(-1)
+    low, high, total, squares, nan, inf, count = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK].astype("float64")
+        bounds = float(part.min()), float(part.max())
+        if not all(map(math.isfinite, bounds)):
+            nan += int(np.isnan(part).sum())
+            inf += int(np.isinf(part).sum())
+            part = part[np.isfinite(part)]
+            bounds = (float(part.min()), float(part.max())) if part.size else (low, high)
+        low, high = min(low, bounds[0]), max(high, bounds[1])
+        total += float(part.sum())
+        squares += float(np.dot(part, part))
+        count += part.size
+    mean = total / count if count else 0.0
+    std = math.sqrt(max(squares / count - mean * mean, 0.0)) if count else 0.0
+    return {"min": low if count else None, "max": high if count else None, "mean": mean, "std": std, "nan": nan, "inf": inf}
+
+
+def versions() -> dict:
+    from . import __version__
+
+    return {"minisd": __version__, "numpy": np.__version__, "python": platform.python_version()}
+
+
+class Recorder:
+    """A listener that writes every event to `path`, or with `stats` keeps its statistics only. `rows` is the manifest so far.
+
+    path: a .safetensors file, or with `stats` a .json file or None. Nothing appears under this name before the run is complete.
+    """
+
+    def __init__(self, patterns=("*",), path=None, *, inputs: bool = False, stats: bool = False, recipe: dict | None = None):
+        self.path = None if path is None else Path(path)
+        suffix = ".json" if stats else ".safetensors"
+        if self.path and self.path.suffix != suffix:
+            raise UsageError(f"{self.path}: a trace{' of statistics' if stats else ''} is a {suffix} file", "", f"end its name in {suffix}")
+        if self.path and not self.path.parent.is_dir():
+            raise UsageError(f"{self.path}: the folder {self.path.parent} does not exist", "", f"mkdir -p {self.path.parent}")
+        self.patterns, self.inputs, self.stats, self.recipe = tuple(patterns), inputs, stats, recipe or {}
+        self.rows, self.calls = [], {}
+        self._header, self._known, self._end, self._data = {}, {}, 0, None
+
+    def __enter__(self) -> "Recorder":
+        if self.path and not self.stats:
+            self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            try:
+                self._data = open(self._part, "w+b")
+            except OSError as error:
+                raise self._unwritable(error) from None
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None and self.path:
+                self.save(self.path)
+        finally:
+            if self._data:
+                self._data.close()
+                self._part.unlink(missing_ok=True)
+                self._data = None
+
+    def __call__(self, event):
+        if not any(fnmatchcase(event.name, pattern) for pattern in self.patterns):
+            return
+        call = self.calls.get(event.name, 0)
+        self.calls[event.name] = call + 1
+        y = to_numpy(event.output)
+        stored = key(event.name, call)
+        row = {
+            "key": stored, "name": event.name, "call": call, "kind": event.kind, "shape": _official_shape(y, event.kind), "dtype": y.dtype.name,
+            **statistics(y), "bytes": y.nbytes, "seconds": round(event.seconds, 6), "reduction": _reduction(event),
+        }  # fmt: skip
+        if self.inputs and event.kind != "tap" and self._data:
+            row["inputs"], row["options"] = self._inputs(stored, event)
+        if self._data:
+            self._append(stored, _official(y, event.kind))
+        self.rows.append(row)
+
+    def _inputs(self, stored: str, event) -> tuple[dict, dict]:
+        """Stores what the layer was given. {name: key of an array, or a list of them}, {name: number or text}."""
+        keys, options = {}, {}
+        for name, x in [*zip(event.names, event.inputs), *event.options.items()]:
+            if isinstance(x, list) and all(hasattr(a, "dtype") for a in x):
+                keys[name] = [self._append_once(f"{stored}<{name}.{i}", a) for i, a in enumerate(x)]
+            elif hasattr(x, "dtype"):
+                keys[name] = self._append_once(f"{stored}<{name}", x)
+            elif isinstance(x, (int, float, str, tuple)):
+                options[name] = x
+        return keys, options
+
+    def _append_once(self, stored: str, x) -> str:
+        x = _official(to_numpy(x), "")
+        content = (x.shape, x.dtype.name, hashlib.blake2b(x.view("uint8") if x.ndim else x.tobytes(), digest_size=16).digest())
+        if content not in self._known:
+            self._known[content] = stored
+            self._append(stored, x)
+        return self._known[content]
+
+    def _append(self, stored: str, x: np.ndarray):
+        if x.dtype.name not in CODES:
+            raise UsageError(f"{stored} is {x.dtype}", f"a trace holds {', '.join(CODES)}", "trace other layers")
+        try:
+            self._data.write(x.data if x.size else b"")
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self._header[stored] = {"dtype": CODES[x.dtype.name], "shape": list(x.shape), "data_offsets": [self._end, self._end + x.nbytes]}
+        self._end += x.nbytes
+
+    @property
+    def manifest(self) -> dict:
+        return {"format": FORMAT, "versions": versions(), "recipe": self.recipe, "rows": self.rows}
+
+    def save(self, path):
+        """Writes the file, whole or not at all. Called at the end of the block; without a path it may be called for the statistics."""
+        path = Path(path)
+        part = path.with_name(f".{path.name}.{os.getpid()}.whole.tmp")
+        try:
+            with open(part, "wb") as file:
+                if self._data:
+                    header = json.dumps({"__metadata__": {"format": "pt", "minisd": json.dumps(self.manifest)}, **self._header}).encode()
+                    header += b" " * (-len(header) % 8)
+                    file.write(len(header).to_bytes(8, "little") + header)
+                    self._data.seek(0)
+                    shutil.copyfileobj(self._data, file, 1 << 20)
+                else:
+                    file.write(json.dumps(self.manifest, indent=1).encode())
+            os.replace(part, path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise self._unwritable(error, path) from None
+
+    def table(self) -> str:
+        return table(self.rows)
+
+    def _unwritable(self, error: OSError, path=None) -> ResourceError:
+        return ResourceError(f"{path or self.path}: could not be written", error.strerror or str(error), "free some disk space, or choose another path")
+
+
+def _official(x: np.ndarray, kind: str) -> np.ndarray:
+    """In diffusers' layout: images [B, C, H, W]. What is no image stays as it is."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 and kind != "tap" else x)
+
+
+def _official_shape(x: np.ndarray, kind: str) -> list:
+    return [x.shape[i] for i in (0, 3, 1, 2)] if x.ndim == 4 and kind != "tap" else list(x.shape)
+
+
+def _reduction(event) -> int:
+    """How many products each value of a linear or convolutional layer sums up; 0 for the others."""
+    weight = event.params.get("weight") if event.params is not None else None
+    return weight[0].size if getattr(weight, "ndim", 0) >= 2 and event.kind != "embedding" else 0
+
+
+def table(rows: list) -> str:
+    """A line for each call of each layer: name, step, kind, shape, dtype, range, mean, deviation, seconds."""
+    lines = [("name", "step", "kind", "shape", "dtype", "min", "max", "mean", "std", "seconds")]
+    for r in rows:
+        numbers = (f"{r[k]:.4g}" if r[k] is not None else "–" for k in ("min", "max", "mean", "std"))
+        bad = "".join(f"  {r[k]} {k}" for k in ("nan", "inf") if r[k])
+        lines.append((r["name"], str(r["call"]), r["kind"], "×".join(map(str, r["shape"])), r["dtype"], *numbers, f"{r['seconds']:.4f}{bad}"))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
+# ----- reading -------------------------------------------------------------------------------------------------------------
+
+
+class TraceFile:
+    """A trace on disk: `rows` in execution order, arrays by key, each read when it is asked for.
+
+    A file without our manifest gets rows from its names alone, in the order of its header.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if self.path.suffix == ".json":
+            raise UsageError(f"{path} holds statistics only", "values cannot be compared without the arrays", "trace again without --stats")
+        self.tensors: dict[str, StoredTensor] = read_header(self.path)
+        manifest = read_manifest(self.path) or {}
+        self.recipe, self.versions = manifest.get("recipe", {}), manifest.get("versions", {})
+        self.rows = manifest.get("rows") or [self._row(name) for name in self.tensors]
+
+    def _row(self, stored: str) -> dict:
+        name, call = split_key(stored)
+        tensor = self.tensors[stored]
+        return {"key": stored, "name": name, "call": call, "kind": "", "shape": list(tensor.shape), "dtype": DTYPES.get(tensor.dtype, tensor.dtype)}
+
+    def __getitem__(self, stored: str) -> np.ndarray:
+        try:
+            return self.tensors[stored].read()
+        except KeyError:
+            raise ModelFileError(f"{self.path}: there is no {stored}", "its manifest promises it: the file was changed", "make the trace again") from None
+
+
+def read_manifest(path) -> dict | None:
+    """The manifest of a valid safetensors file, or None where there is none."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    text = header.get("__metadata__", {}).get("minisd")
+    if text is None:
+        return None
+    try:
+        manifest = json.loads(text)
+        rows = manifest["rows"]
+        valid = manifest["format"] == FORMAT and all(isinstance(r["key"], str) and isinstance(r["name"], str) and r["call"] >= 0 for r in rows)
+    except (ValueError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise ModelFileError(f"{path}: its manifest is broken", "the metadata “minisd” is not what this version writes", "make the trace again")
+    return manifest

@@ -1,0 +1,75 @@
+"""Attention without the maximum: tiles of every size, and the rows that overflow or vanish and are done again."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minisd import ops
+from minisd.ops.cpu import attention
+from tests.numerics import assert_faithful
+
+
+def attend(rung, q, k, v, **kwargs):
+    with ops.using(attention=rung):
+        return ops.attention(q, k, v, **{"scale": 0.5, **kwargs})
+
+
+def draw(B, N, S, T, D, D_out, seed=0):
+    random = np.random.RandomState(seed)
+    return tuple(random.randn(B, N, n, d).astype("float32") for n, d in ((S, D), (T, D), (T, D_out)))
+
+
+def check(q, k, v, name, **kwargs):
+    wide = {key: a.astype("float64") if isinstance(a, np.ndarray) else a for key, a in kwargs.items()}
+    truth = attend("reference", *(a.astype("float64") for a in (q, k, v)), **wide)
+    y = attend("tiled", q, k, v, **kwargs)
+    assert_faithful(y, truth, attend("reference", q, k, v, **kwargs), name=name)
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (5, 3), (64, 32), (512, 256)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiles_of_every_size(tile, causal, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES", tile[0])
+    monkeypatch.setattr(attention, "KEYS", tile[1])
+    check(*draw(2, 2, 71, 77, 10, 13), f"tiles {tile}", causal=causal, mask=np.linspace(-3, 3, 77, dtype="float32"))
+
+
+@pytest.mark.parametrize("shift", [-1e4, -100.0, -60.0, 60.0, 100.0, 1e4])
+def test_rows_out_of_range_are_done_again(shift):
+    """A mask that shifts all scores of the odd rows changes nothing: softmax(s + c) = softmax(s). exp(100) is beyond float32."""
+    q, k, v = draw(1, 2, 6, 300, 8, 5)
+    mask = np.zeros((6, 300), dtype="float32")
+    mask[1::2] = shift
+    y = attend("tiled", q, k, v, mask=mask)
+    assert np.isfinite(y).all()
+    check(q, k, v, f"shift {shift}", mask=mask)
+    assert np.array_equal(y[:, :, ::2], attend("tiled", q, k, v)[:, :, ::2])  # the others are not touched
+
+
+def test_only_the_lost_rows_are_done_again(monkeypatch):
+    again = []
+    right = attention.softmax
+    monkeypatch.setattr(attention, "softmax", lambda scores: again.append(scores.shape) or right(scores))
+    q, k, v = draw(1, 1, 9, 11, 4, 4)
+    q[0, 0, 3] *= 1000.0
+    check(q, k, v, "one long query")
+    assert again == [(1, 11)]
+
+
+def test_large_logits_of_either_sign_in_one_row():
+    q, k, v = draw(1, 1, 40, 500, 8, 8)
+    check(q * 30.0, k, v, "logits of ± 150")
+
+
+def test_a_row_is_nan_where_the_textbook_is():
+    q, k, v = draw(1, 1, 4, 5, 3, 3)
+    q[0, 0, 2, 0] = math.nan
+    y = attend("tiled", q, k, v)
+    assert np.isnan(y[0, 0, 2]).all() and np.isfinite(y[0, 0, [0, 1, 3]]).all()
+
+
+def test_masked_keys_weigh_nothing():
+    q, k, v = draw(1, 2, 7, 300, 4, 4)
+    mask = np.where(np.arange(300) < 280, -math.inf, 0.0).astype("float32")  # the whole first tile of keys
+    np.testing.assert_allclose(attend("tiled", q, k, v, mask=mask), attend("tiled", q, k[:, :, 280:], v[:, :, 280:]), rtol=0, atol=2e-6)

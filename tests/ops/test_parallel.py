@@ -1,0 +1,89 @@
+"""The pool: every item once, errors reach the caller, nesting ends, and results do not depend on the number of threads."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from minisd import blas, ops
+from minisd.ops.cpu.parallel import blocks, parallel_for, scratch
+
+
+@pytest.fixture(params=[1, 2, 5])
+def workers(request, monkeypatch):
+    """As many workers as if BLAS had had so many threads."""
+
+    class Threads:
+        def __enter__(self):
+            return request.param
+
+        def __exit__(self, *error):
+            return False
+
+    monkeypatch.setattr("minisd.ops.cpu.parallel.one_thread", Threads)
+    return request.param
+
+
+def test_every_item_is_worked_on_once(workers):
+    done = []
+    parallel_for(range(1000), done.append)
+    assert sorted(done) == list(range(1000))
+
+
+def test_nested_calls_end(workers):
+    done = []
+    parallel_for(range(8), lambda i: parallel_for(range(8), lambda j: parallel_for(range(3), lambda k: done.append((i, j, k)))))
+    assert len(set(done)) == len(done) == 192
+
+
+def test_an_error_reaches_the_caller(workers):
+    def work(item):
+        if item == 3:
+            raise ValueError("three")
+
+    with pytest.raises(ValueError, match="three"):
+        parallel_for(range(9), work)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    """BLAS at one thread, the same pieces: what a worker computes is the same whoever it is."""
+    random = np.random.RandomState(5)
+    x, w = random.randn(2, 36, 40, 64).astype("float32"), random.randn(64, 64, 3, 3).astype("float32")
+    tokens, big = random.randn(3000, 64).astype("float32"), random.randn(200, 64).astype("float32")
+    q = random.randn(1, 2, 700, 40).astype("float32")
+    calls = [
+        *(lambda rung=rung: _by(rung, x, w) for rung in ("im2col", "winograd2", "winograd4")),
+        lambda: ops.upsample_conv2d(x, w, None, size=(72, 80)),
+        lambda: ops.group_norm(x, w[0, :, 0, 0], w[1, :, 0, 0], groups=8, eps=1e-5, act="silu"),
+        lambda: ops.linear(tokens, big),
+        lambda: ops.attention(q, q, q, scale=0.2),
+    ]
+    many = [call() for call in calls]
+    with blas.one_thread():  # inside, the ops find a BLAS of one thread
+        saved, blas.one_thread.threads = blas.one_thread.threads, 1
+        one = [call() for call in calls]
+        blas.one_thread.threads = saved
+    for i, (a, b) in enumerate(zip(one, many)):
+        assert np.array_equal(a, b), i
+
+
+def _by(rung, x, w):
+    with ops.using(conv2d=rung):
+        return ops.conv2d(x, w, None, padding=1)
+
+
+def test_blocks_cover_the_range():
+    assert blocks(10, 4) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert blocks(0, 4) == []
+
+
+def test_scratch_is_one_buffer_a_name_and_a_thread():
+    a = scratch("test", (3, 5), "float32")
+    assert a.ctypes.data % 64 == 0 and a.shape == (3, 5)
+    assert np.shares_memory(a, scratch("test", (2,), "float64"))
+    assert not np.shares_memory(a, scratch("test too", (3, 5), "float32"))
+    others = []
+    thread = threading.Thread(target=lambda: others.append(scratch("test", (3, 5), "float32")))
+    thread.start()
+    thread.join()
+    assert not np.shares_memory(a, others[0])
