@@ -51,6 +51,7 @@ OURS = {
     "unet": ("UNet2DConditionModel", {"x": "sample", "t": "timestep", "context": "encoder_hidden_states"}),
     "decoder": ("Decoder", {"z": "sample"}),
 }
+OUR_CUTS = {"conv2d": "Conv2d", "upsample_conv2d": "Conv2d", "up_block": "CrossAttnUpBlock2D"}  # what the kinds in OWN stand for
 OURS_ELSEWHERE = {  # functions of the same name in two models
     ("vae", "mid_block"): ("UNetMidBlock2D", {"x": "hidden_states"}),
     ("vae", "encoder"): ("Encoder", {"x": "sample"}),
@@ -124,7 +125,7 @@ def replay(model: Model, row: dict, fetch):
     row: of a manifest        fetch(key) -> the array stored under it        -> the output in the reference's layout
     """
     component, _, path = row["name"].partition(".")
-    kind, names = OURS_ELSEWHERE.get((component, row["kind"])) or OURS.get(row["kind"]) or (row["kind"], None)
+    kind, names = _answer(row)
     if kind not in TABLE and kind not in OWN or "inputs" not in row:
         return None
     known = input_names(kind)
@@ -141,6 +142,24 @@ def replay(model: Model, row: dict, fetch):
     options = named(row.get("options", {}))
     path = path.removeprefix("text_model.") if component == "text_encoder" else path
     return compute(model, kind, path, {**inputs, **options})[0]
+
+
+def reference_class(row: dict) -> str:
+    """The reference's class for a manifest's row, which may be ours."""
+    kind, _ = _answer(row)
+    return OUR_CUTS.get(kind, kind)
+
+
+def reference_names(row: dict, inputs: dict) -> dict:
+    """`inputs` of a manifest's row under the names of the reference's arguments."""
+    kind, names = _answer(row)
+    names = {**(names or {}), **({"x": "input"} if kind == "conv2d" else {"x": "hidden_states", "t_emb": "temb"} if kind == "up_block" else {})}
+    return {names.get(name, name): stored for name, stored in inputs.items()}
+
+
+def _answer(row: dict) -> tuple:
+    """The key of TABLE or OWN for a row, and how our names of its arguments are to be changed."""
+    return OURS_ELSEWHERE.get((row["name"].partition(".")[0], row["kind"])) or OURS.get(row["kind"]) or (row["kind"], None)
 
 
 def input_names(kind: str) -> list:

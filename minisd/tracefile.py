@@ -246,7 +246,7 @@ def read_manifest(path) -> dict | None:
     try:
         manifest = json.loads(text)
         rows = manifest["rows"]
-        valid = manifest["format"] == FORMAT and all(isinstance(r["key"], str) and isinstance(r["name"], str) and r["call"] >= 0 for r in rows)
+        valid = manifest["format"] == FORMAT and all(all(isinstance(r[k], str) for k in ("key", "name", "kind")) and r["call"] >= 0 for r in rows)
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid:

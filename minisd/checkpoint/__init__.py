@@ -1,12 +1,13 @@
 """Where weights come from: a folder or a hub model in diffusers' layout, checked, renamed and laid out as `Params`.
 
-hub.py                what a user calls a model -> a folder
-folder.py             what the folder holds, and loading one component of it
-variants.py           which of its files have the weights
-safetensors_file.py   the file format
-names.py  shapes.py   the names and shapes that the weights must have
-weights.py            comparing, reading, layout in memory          contradiction.py   which config field does not fit
-report.py             what was done
+    hub.py                what a user calls a model -> a folder
+    folder.py             what the folder holds, and loading one component of it
+    variants.py           which of its files have the weights
+    safetensors_file.py   the file format
+    names.py  shapes.py   the names and shapes that the weights must have
+    weights.py            comparing, reading, layout in memory
+    contradiction.py      which field of the config does not fit the weights
+    report.py             what was done
 """
 
 from .folder import Component, load_component, read_component_config, read_json, read_model_index
@@ -16,6 +17,6 @@ from .shapes import clip_text_shapes, component_shapes, unet_shapes, vae_shapes
 from .weights import params_from_state_dict
 
 __all__ = [
-    "Component", "LoadReport", "clip_text_shapes", "component_shapes", "load_component", "params_from_state_dict", "read_component_config",
-    "read_json", "read_model_index", "resolve", "unet_shapes", "vae_shapes",
+    "Component", "LoadReport", "clip_text_shapes", "component_shapes", "load_component", "params_from_state_dict",
+    "read_component_config", "read_json", "read_model_index", "resolve", "unet_shapes", "vae_shapes",
 ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""Model folders in diffusers' layout, and nothing in them is believed: closed tables of names, no code, no pickles, no way out.
+"""Model folders in diffusers' layout. Nothing in them is believed: closed tables of names, no code, no pickle, no way out.
 
-model_index.json                                     which class each part has
-scheduler/scheduler_config.json                      tokenizer/vocab.json, merges.txt, …
-unet/config.json                                     unet/diffusion_pytorch_model[.fp16].safetensors
-vae/config.json                                      vae/diffusion_pytorch_model[.fp16].safetensors
-text_encoder/config.json                             text_encoder/model[.fp16].safetensors
+    model_index.json                          which class each part has
+    scheduler/scheduler_config.json           tokenizer/vocab.json, merges.txt, …
+    unet/config.json                          unet/diffusion_pytorch_model[.fp16].safetensors
+    vae/config.json                           vae/diffusion_pytorch_model[.fp16].safetensors
+    text_encoder/config.json                  text_encoder/model[.fp16].safetensors
 """
 
 import json
@@ -19,7 +19,7 @@ from ..errors import ModelFileError
 from ..params import Params
 from .hub import resolve
 from .report import LoadReport, shorten, some
-from .safetensors_file import FETCH_AGAIN, StoredTensor, read_header
+from .safetensors_file import FETCH_AGAIN, read_header
 from .variants import available, choose_weights
 from .weights import assemble
 
@@ -41,7 +41,7 @@ CONFIGS = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
 
 @dataclass(frozen=True)
 class Component:
-    """One network as loaded: its config, its weights as `Params` whose root is the component's name, and what the load did."""
+    """One network as loaded. The root of its `Params` is the component's name."""
 
     config: UNetConfig | VAEConfig | CLIPTextConfig
     params: Params
@@ -59,8 +59,9 @@ def load_component(
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
-    folder: the pipeline's folder or the component's own; else what `resolve` takes        subfolder: where it is, if not under its name
-    dtype: "float32" or "float64"        variant: "fp16" asks for those files; without it they are read only where there are no others
+    folder: the pipeline's folder or the component's own; else what `resolve` takes
+    subfolder: where the component is, if not under its own name        dtype: "float32" or "float64"
+    variant: "fp16" asks for those files; without it they are read only where there are no others
     allow_nonfinite: NaN weights are reported instead of refused, to study them
     """
     root = folder_of(folder, variant)
@@ -72,12 +73,9 @@ def load_component(
     if note:
         log.warning("%s", note)
     files = _files_of_index(root, home / file) if file.endswith(".json") else [file]
-    stored: list[StoredTensor] = [
-        tensor for name in files for tensor in read_header(inside(root, home / name)).values()
-    ]
-    params, report = assemble(
-        stored, component, config, dtype=dtype, allow_nonfinite=allow_nonfinite, source=str(home / file)
-    )
+    stored = [tensor for name in files for tensor in read_header(inside(root, home / name)).values()]
+    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, source=str(home / file))
+    params, report = assemble(stored, component, config, **options)
     report.files = files
     log.info("%s", report.headline)
     return Component(config, params, report)
@@ -94,7 +92,7 @@ def folder_of(model, variant: str | None = None) -> Path:
 
 
 def locate(root: Path, component: str, subfolder: str | None = None) -> Path:
-    """The folder with the component's config.json: root/subfolder if that is given, else root/component, else root itself."""
+    """The folder with the component's config.json: root/subfolder if given, else root/component, else root itself."""
     homes = [root / subfolder] if subfolder else [root / component, root]
     for home in homes:
         if (home / "config.json").is_file():
@@ -118,11 +116,8 @@ def _read_config(root: Path, home: Path, component: str):
     claims = raw.get("_class_name") or raw.get("architectures") or CLASSES[component]
     claims = claims if isinstance(claims, (list, tuple)) else [claims]
     if not any(claim in claims for claim in CLASSES[component]):
-        raise ModelFileError(
-            f"{path} describes no {component}",
-            f"it is the config of {show(claims)}",
-            f"give the folder of the {component}",
-        )
+        fix = f"give the folder of the {component}"
+        raise ModelFileError(f"{path} describes no {component}", f"it is the config of {show(claims)}", fix)
     return CONFIGS[component].from_dict(raw, where=str(path))
 
 
@@ -135,7 +130,7 @@ def _files_of_index(root: Path, path: Path) -> list[str]:
     return sorted(set(files))
 
 
-# ----- JSON and paths that are not believed --------------------------------------------------------------------------------
+# ----- JSON and paths that are not believed ---------------------------------------------------------------------------
 
 
 def read_json(path) -> dict:
@@ -144,19 +139,16 @@ def read_json(path) -> dict:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
-        raise ModelFileError(
-            f"{path} cannot be read", error.strerror or str(error), "check the path, or fetch the model again"
-        ) from None
+        fix = "check the path, or fetch the model again"
+        raise ModelFileError(f"{path} cannot be read", error.strerror or str(error), fix) from None
     if len(data) > MAX_JSON_BYTES:
-        raise ModelFileError(
-            f"{path} is too large for a config", f"it has more than {MAX_JSON_BYTES:,} bytes", FETCH_AGAIN
-        )
+        why = f"it has more than {MAX_JSON_BYTES:,} bytes"
+        raise ModelFileError(f"{path} is too large for a config", why, FETCH_AGAIN)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except RecursionError:
-        raise ModelFileError(
-            f"{path} is broken", "its brackets are nested too deeply for a config", FETCH_AGAIN
-        ) from None
+        why = "its brackets are nested too deeply for a config"
+        raise ModelFileError(f"{path} is broken", why, FETCH_AGAIN) from None
     except ValueError as error:
         raise ModelFileError(f"{path} is broken", f"it is no JSON: {shorten(str(error))}", FETCH_AGAIN) from None
     if not isinstance(value, dict):
@@ -165,58 +157,42 @@ def read_json(path) -> dict:
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path`, if it leads nowhere outside `root` once links are followed; the hub's cache may link to the blobs of the same model."""
+    """`path`, if its links do not lead out of `root`; in the hub's cache they lead to the blobs of the same model."""
     real, base = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     allowed = [base] + [parent.parent / "blobs" for parent in base.parents if parent.name == "snapshots"]
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise ModelFileError(
-            f"{path} leads out of the model's folder",
-            f"it is a link to {real}",
-            f"put a copy into {root} if you trust it",
-        )
+        fix = f"put a copy into {root} if you trust it"
+        raise ModelFileError(f"{path} leads out of the model's folder", f"it is a link to {real}", fix)
     return path
 
 
 def read_model_index(folder) -> dict:
     """{"_class_name": pipeline, "unet": class, …} of a pipeline's folder; no class is looked up, let alone imported.
 
-    Raises ModelFileError for a pipeline, part or class that is not implemented, and for anything that is no name at all.
+    Raises ModelFileError for a pipeline, part or class that is not implemented, and for what is no name at all.
     """
     root = Path(folder)
     path = root / "model_index.json"
     if not path.is_file():
-        why = (
-            "it is the folder of a single component"
-            if (root / "config.json").is_file()
-            else f"it holds {some(listing(root)) or 'nothing'}"
-        )
-        raise ModelFileError(
-            f"{root} is not a pipeline: it has no model_index.json",
-            why,
-            "give the folder of a whole model in the diffusers layout",
-        )
+        single = (root / "config.json").is_file()
+        why = "it is the folder of a single component" if single else f"it holds {some(listing(root)) or 'nothing'}"
+        fix = "give the folder of a whole model in the diffusers layout"
+        raise ModelFileError(f"{root} is not a pipeline: it has no model_index.json", why, fix)
     index = read_json(inside(root, path))
     if (pipeline := index.get("_class_name")) not in PIPELINES:
-        raise _refused(
-            path,
-            f"the pipeline {show(pipeline)} is not implemented",
-            f"minisd has {' and '.join(PIPELINES)}, and never runs a model's code",
-        )
+        why = f"minisd has {' and '.join(PIPELINES)}, and never runs a model's code"
+        raise _refused(path, f"the pipeline {show(pipeline)} is not implemented", why)
 
     parts = {"_class_name": pipeline}
     for name, entry in index.items():
         if not re.fullmatch("[a-z_0-9]+", name):
-            raise _refused(
-                path, f"{show(name)} is not the name of a part", "names are lower-case letters, digits and underscores"
-            )
+            why = "names are lower-case letters, digits and underscores"
+            raise _refused(path, f"{show(name)} is not the name of a part", why)
         if name.startswith("_") or not isinstance(entry, (list, dict)):
             continue  # a note, or an option such as requires_safety_checker
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in LIBRARIES and _is_class(entry[1])):
-            raise _refused(
-                path,
-                f"the part {name} is {show(entry)}",
-                "a part is [library, class], the library diffusers or transformers",
-            )
+            why = "a part is [library, class], the library diffusers or transformers"
+            raise _refused(path, f"the part {name} is {show(entry)}", why)
         if name in IGNORED or entry == [None, None]:
             continue
         if name not in CLASSES:

@@ -1,6 +1,6 @@
 """From what a user calls a model to a folder: the embedded one, a folder, or a model on the Hugging Face hub.
 
-HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are honoured by huggingface_hub, which is imported only when the hub is meant.
+HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are honoured by huggingface_hub, which is imported for hub models only.
 """
 
 import difflib
@@ -21,13 +21,10 @@ log = logging.getLogger("minisd")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 CONFIG_FILES = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part}/config.json" for part in STEMS))
 TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "added_tokens.json",
-)
+    "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "tokenizer.json", "added_tokens.json",
+)  # fmt: skip
+OTHER_HOME = "set HF_HOME to a folder that you can write to"
+EXAMPLE = "CompVis/stable-diffusion-v1-4"
 # Official models that have left their old address.
 MOVED = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -40,10 +37,10 @@ MOVED = {
 
 
 def resolve(model: str, *, variant: str | None = None, revision: str | None = None) -> Path:
-    """The folder of a model: "tiny" (embedded), a folder, or a hub id "ORG/NAME", which is fetched if it is not in the cache.
+    """The folder of a model: "tiny" (embedded), a folder, or a hub id "ORG/NAME", which is fetched.
 
-    Of a hub model exactly the files that minisd reads are fetched: configs, tokenizer and safetensors of the variant; never .bin, .ckpt or .py.
-    Raises FetchError for the hub, the network and the cache; UsageError for what is no model; ModelFileError for a single file.
+    Only the files that minisd reads are fetched: configs, tokenizer, and the safetensors of the variant; no .bin, .ckpt, .py.
+    Raises FetchError (hub, network, cache), ResourceError (disk), UsageError (no model), ModelFileError (a single file).
     """
     model = os.fspath(model)
     if model == "tiny":
@@ -55,21 +52,12 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
         raise _single_file(path)
     if "://" in model:
         found = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*", model)
-        fix = (
-            f"use its id: {found[1]}"
-            if found
-            else "download it yourself and give its folder, or use a hub id such as CompVis/stable-diffusion-v1-4"
-        )
-        raise UsageError(
-            f"{model} is an address of the web", "minisd fetches from the Hugging Face hub by id only", fix
-        )
+        fix = f"use its id: {found[1]}" if found else f"give a folder, or a hub id such as {EXAMPLE}"
+        raise UsageError(f"{model} is an address of the web", "minisd fetches models from the hub by id only", fix)
     if HUB_ID.fullmatch(model):
         return fetch(model, variant=variant, revision=revision)
-    raise UsageError(
-        f"there is no model {model!r}",
-        "it is neither “tiny”, nor a folder, nor a hub id ORG/NAME",
-        _suggestion(model) or "check the spelling; “tiny” is the embedded model",
-    )
+    fix = _suggestion(model) or "check the spelling; “tiny” is the embedded model"
+    raise UsageError(f"there is no model {model!r}", "it is neither “tiny”, nor a folder, nor a hub id ORG/NAME", fix)
 
 
 def _single_file(path: str) -> ModelFileError:
@@ -77,28 +65,23 @@ def _single_file(path: str) -> ModelFileError:
     pipelines = [parent for parent in parents if os.path.isfile(os.path.join(parent, "model_index.json"))]
     if pipelines:
         return ModelFileError(
-            f"{path} is a part of a model",
-            "a model is a whole folder in the diffusers layout",
-            f"give the folder {pipelines[0]}",
+            f"{path} is a part of a model", "a model is a whole folder", f"give the folder {pipelines[0]}"
         )
     fix = (
         "where you trust it, diffusers can make a folder of it:\n"
         "        from diffusers import StableDiffusionPipeline\n"
         f"        StableDiffusionPipeline.from_single_file({path!r}).save_pretrained({os.path.splitext(path)[0]!r})"
     )
-    why = (
-        "a pickle can run code when it is opened, so minisd never does"
-        if path.endswith(PICKLES)
-        else "minisd reads folders in the diffusers layout"
-    )
-    return ModelFileError(f"{path} is a {'pickle' if path.endswith(PICKLES) else 'single file'}", why, fix)
+    if path.endswith(PICKLES):
+        return ModelFileError(f"{path} is a pickle", "it can run code when it is opened, so minisd never does", fix)
+    return ModelFileError(f"{path} is a single file", "minisd reads folders in the diffusers layout", fix)
 
 
 def _suggestion(model: str) -> str:
     """Folders beside it, or models, that are spelt almost like this."""
     parent = os.path.dirname(model.rstrip("/")) or "."
     names = [os.path.normpath(os.path.join(parent, name)) for name in _folders(parent)]
-    names += ["tiny", *MOVED.values(), "CompVis/stable-diffusion-v1-4", "stabilityai/sd-turbo"]
+    names += ["tiny", EXAMPLE, *MOVED.values(), "stabilityai/sd-turbo"]
     by_key = {key: name for name in names for key in (name.lower(), os.path.basename(name).lower())}
     keys = difflib.get_close_matches(model.lower()[:200], by_key, n=3, cutoff=0.75)
     choices = " or ".join(dict.fromkeys(by_key[key] for key in keys if by_key[key] != model))
@@ -112,7 +95,7 @@ def _folders(parent: str) -> list[str]:
         return []
 
 
-# ----- the hub -------------------------------------------------------------------------------------------------------------
+# ----- the hub --------------------------------------------------------------------------------------------------------
 
 
 def fetch(repo: str, *, variant: str | None = None, revision: str | None = None) -> Path:
@@ -137,11 +120,8 @@ def files_needed(names, variant: str | None, where: str) -> list[str]:
     names = sorted(names)
     if absent := [name for name in CONFIG_FILES if name not in names]:
         why = f"it has no {absent[0]}; it holds {some([name for name in names if '/' not in name]) or 'nothing'}"
-        raise ModelFileError(
-            f"{where} is not a Stable Diffusion model in the diffusers layout",
-            why,
-            "use a model that has a model_index.json",
-        )
+        what = f"{where} is not a Stable Diffusion model in the diffusers layout"
+        raise ModelFileError(what, why, "use a model that has a model_index.json")
     wanted = [*CONFIG_FILES, *(f"tokenizer/{name}" for name in TOKENIZER_FILES if f"tokenizer/{name}" in names)]
     inside = {part: [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")] for part in STEMS}
     mixture = variant is not None and any(variant in available(files, part) for part, files in inside.items())
@@ -152,16 +132,14 @@ def files_needed(names, variant: str | None, where: str) -> list[str]:
 
 
 def _cached(repo: str, variant: str | None, revision: str | None, reason: Exception) -> Path:
-    """The model's folder in the cache, if everything needed is there; otherwise the reason why it could not be fetched."""
+    """The model's folder in the cache, if everything needed is there; otherwise raises why it could not be fetched."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision, allow_patterns="model_index.json", local_files_only=True)
-        )
-        files_needed(
-            [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()], variant, repo
-        )
+        only = "model_index.json"  # which of the others are needed is decided below, from what is there
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=only, local_files_only=True))
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        files_needed(names, variant, repo)
     except ModelFileError as error:
         raise _explained(repo, revision, reason, f"the cache has only a part of it ({error.what})") from None
     except Exception:
@@ -172,29 +150,23 @@ def _cached(repo: str, variant: str | None, revision: str | None, reason: Except
 
 
 def _check_disk(repo: str, revision: str | None, sizes: dict[str, int]):
-    """Enough space, and the right to write, for what is not in the cache yet: a full disk would stop a download half-way."""
+    """There is space, and the right to write, for what is not in the cache yet."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    missing = sum(
-        size
-        for name, size in sizes.items()
-        if not isinstance(try_to_load_from_cache(repo, name, revision=revision), str)
-    )
+    cached = [name for name in sizes if isinstance(try_to_load_from_cache(repo, name, revision=revision), str)]
+    missing = sum(sizes.values()) - sum(sizes[name] for name in cached)
     if not missing:
         return
     folder = Path(constants.HF_HUB_CACHE).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK):
-        raise FetchError(
-            f"{repo} cannot be stored", f"{folder} is read-only", "set HF_HOME to a folder that you can write to"
-        )
+        raise FetchError(f"{repo} cannot be stored", f"{folder} is read-only", OTHER_HOME)
     free = shutil.disk_usage(folder).free
     if missing > free:
+        why = f"{in_bytes(missing)} to fetch, {in_bytes(free)} free in {folder}"
         fix = "free some space, set HF_HOME to another disk, or fetch the half-sized files with --variant fp16"
-        raise ResourceError(
-            f"{repo} does not fit on the disk", f"{in_bytes(missing)} to fetch, {in_bytes(free)} free in {folder}", fix
-        )
+        raise ResourceError(f"{repo} does not fit on the disk", why, fix)
 
 
 def _explained(repo: str, revision: str | None, error: Exception, state: str = "") -> MinisdError:
@@ -207,41 +179,24 @@ def _explained(repo: str, revision: str | None, error: Exception, state: str = "
     once = f"run `minisd fetch {repo}` once with network, or give a folder" + (f"; {near}" if near else "")
     match error:
         case errors.HFValidationError():
-            return FetchError(
-                f"{repo} is no hub id",
-                _first_line(error),
-                "a hub id is ORG/NAME, such as CompVis/stable-diffusion-v1-4",
-            )
+            return FetchError(f"{repo} is no hub id", _first_line(error), f"a hub id is ORG/NAME, such as {EXAMPLE}")
         case errors.GatedRepoError():
             fix = f"accept its conditions at https://huggingface.co/{repo}, then run `hf auth login`"
             return FetchError(f"{repo} is gated", f"its owner asks for a login and consent; {state}", fix)
         case errors.RepositoryNotFoundError():
-            fix = (
-                f"it has moved: use {MOVED[repo]}"
-                if repo in MOVED
-                else f"{near or 'check the spelling'}; if it is private, run `hf auth login`"
-            )
+            private = f"{near or 'check the spelling'}; if it is private, run `hf auth login`"
+            fix = f"it has moved: use {MOVED[repo]}" if repo in MOVED else private
             return FetchError(f"the hub has no model {repo}", f"there is no folder of this name either; {state}", fix)
         case errors.RevisionNotFoundError():
-            return FetchError(
-                f"{repo} has no revision {revision!r}",
-                "no branch, tag or commit has this name",
-                f"see https://huggingface.co/{repo}/refs",
-            )
+            why, fix = "no branch, tag or commit has this name", f"see https://huggingface.co/{repo}/refs"
+            return FetchError(f"{repo} has no revision {revision!r}", why, fix)
         case errors.OfflineModeIsEnabled():
             return FetchError(f"{repo} cannot be fetched offline", f"HF_HUB_OFFLINE is set and {state}", once)
         case PermissionError() | OSError(errno=errno.EROFS):
-            return FetchError(
-                f"{repo} cannot be stored",
-                f"{cache}: {_first_line(error)}",
-                "set HF_HOME to a folder that you can write to",
-            )
+            return FetchError(f"{repo} cannot be stored", f"{cache}: {_first_line(error)}", OTHER_HOME)
         case OSError(errno=errno.ENOSPC):
-            return ResourceError(
-                f"the disk is full: {repo} is not complete",
-                f"cache: {cache}",
-                "free some space; the download goes on where it stopped",
-            )
+            fix = "free some space; the download goes on where it stopped"
+            return ResourceError(f"the disk is full: {repo} is not complete", f"the cache is {cache}", fix)
     return FetchError(f"{repo} cannot be fetched", f"{_first_line(error)}; {state}", once)
 
 

@@ -1,7 +1,7 @@
 """THE rename tables: from the names found in files to the official ones, which are minisd's own.
 
-Checkpoints of different years write the same tensor under different names, sometimes inside one repository. Every such rule is a
-row below, with its reason, and a load reports which rows it used. Nothing else in minisd renames anything.
+Checkpoints of different years write the same tensor under different names, sometimes inside one repository. Every such rule
+is a row below, with its reason, and a load reports which rows it used. Nothing else in minisd renames anything.
 """
 
 import re
@@ -23,11 +23,11 @@ class Rule:
 _VAE_ATTENTION = r"((?:encoder|decoder)\.mid_block\.attentions\.\d+)\.{}\.(weight|bias)"
 
 RULES = (
-    # 0 … 76 as int64, a buffer of transformers before 4.31; in every official SD 1.x and 2.x text encoder, also the fp16 ones.
+    # 0 … 76 as int64, a buffer of older transformers: in every official SD 1.x and 2.x text encoder, also the fp16 ones.
     Rule("position_ids, a constant", COMPONENTS, r"(?:.*\.)?position_ids", None),
     # Moving averages that LDM's training keeps beside the weights.
     Rule("training averages", COMPONENTS, r"model_ema\..*", None),
-    # diffusers before 0.17; the fp32 VAE of every official SD 1.x and 2.x, while the fp16 file beside it has the new names.
+    # diffusers before 0.17: the fp32 VAE of every official SD 1.x and 2.x; the fp16 file beside it has the new names.
     Rule("old VAE attention names", ("vae",), _VAE_ATTENTION.format("query"), r"\1.to_q.\2"),
     Rule("old VAE attention names", ("vae",), _VAE_ATTENTION.format("key"), r"\1.to_k.\2"),
     Rule("old VAE attention names", ("vae",), _VAE_ATTENTION.format("value"), r"\1.to_v.\2"),
@@ -38,7 +38,7 @@ RULES = (
 
 
 def official_name(component: str, name: str) -> tuple[str | None, str]:
-    """The official name of a tensor, or None where it is left out, and the reason; ("" if the name is official already)."""
+    """The official name of a tensor, or None where it is left out, and the reason: "" if the name is official already."""
     for rule in RULES:
         if component in rule.components and (match := re.fullmatch(rule.pattern, name)):
             return (None if rule.replacement is None else match.expand(rule.replacement)), rule.reason

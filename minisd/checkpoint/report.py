@@ -14,7 +14,7 @@ FLOATS = {
 class LoadReport:
     """`str()` is for people, `to_dict()` for --json.
 
-    files: names of the files read        dtype: what the weights are now        tensors, bytes: of the component, as loaded
+    files: names of the files read        tensors, bytes: how many there are in memory now, in `dtype`
     source_dtypes: {"F16": 686}, how they were stored        renamed: {reason: {name in the file: official name}}
     dropped: {reason: names left out on purpose}        missing, unexpected: names, compared with the config
     nonfinite: {name: count of NaN and Inf}, empty unless they were allowed

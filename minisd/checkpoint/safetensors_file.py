@@ -4,10 +4,11 @@
     n bytes      JSON: {"conv_in.weight": {"dtype": "F16", "shape": [320, 4, 3, 3], "data_offsets": [begin, end]}, …}
     the rest     the tensors' bytes, little-endian, in C order; offsets count from here
 
-The `safetensors` library validates header and size (offsets without holes or overlaps, shapes that fit them). What it leaves open is
-closed here: a name that stands twice, and messages that say which file, which tensor and what to do. Bytes are read, never mapped:
-a mapped file that shrinks while it is used kills Python. The data of old official files begins at an odd byte, so it is never viewed
-in place either.
+The `safetensors` library validates header and size: offsets without holes or overlaps, shapes that fit them. What it leaves
+open is closed here: a name that stands twice, and messages that say which file, which tensor and what to do.
+
+Bytes are read, never mapped: a mapped file that shrinks while it is used kills Python. And they are never viewed in place:
+the data of old official files begins at an odd byte.
 """
 
 import json
@@ -24,11 +25,8 @@ from ..errors import ModelFileError, ResourceError
 from .report import in_bytes, shorten
 
 if sys.byteorder != "little":
-    raise ResourceError(
-        "minisd needs a little-endian machine",
-        "checkpoints are read into memory as they lie on disk",
-        "use x86-64 or arm64",
-    )
+    why = "checkpoints are read into memory as they lie on disk"
+    raise ResourceError("minisd needs a little-endian machine", why, "use x86-64 or arm64")
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "uint16", "I64": "int64", "I32": "int32"}
 FETCH_AGAIN = "delete it and fetch the model again: minisd fetch ORG/NAME"
@@ -40,7 +38,7 @@ PICKLE_FIX = """minisd never opens pickles. Where you trust the file, torch can 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. `dtype` is the format's name for it ("BF16"), `offset` the place of its first byte in the file."""
+    """A tensor in a file. `dtype` is the format's word, such as "BF16"; `offset` is where its bytes begin in the file."""
 
     path: Path
     name: str
@@ -49,13 +47,10 @@ class StoredTensor:
     offset: int
 
     def read(self) -> np.ndarray:
-        """The tensor in a fresh, aligned, contiguous array of its own dtype; BF16, which NumPy lacks, exactly as float32."""
+        """The tensor as a new contiguous array of its own dtype; BF16, which NumPy lacks, exactly as float32."""
         if self.dtype not in DTYPES:
-            raise ModelFileError(
-                f"{self.path}: {shorten(self.name)} is {self.dtype}",
-                f"minisd reads {', '.join(DTYPES)}",
-                "convert it to F16 or F32",
-            )
+            what = f"{self.path}: {shorten(self.name)} is {self.dtype}"
+            raise ModelFileError(what, f"minisd reads {', '.join(DTYPES)}", "convert it to F16 or F32")
         array = np.empty(self.shape, dtype=DTYPES[self.dtype])
         if array.size:
             self._fill(memoryview(array.reshape(-1)).cast("B"))
@@ -68,7 +63,8 @@ class StoredTensor:
             while done < len(buffer):  # one call reads 2 GiB at most
                 count = file.readinto(buffer[done:])
                 if not count:
-                    why = f"the file ends {len(buffer) - done:,} bytes before the end of {shorten(self.name)}: it was cut while it was read"
+                    gap = len(buffer) - done
+                    why = f"it ends {gap:,} bytes before the end of {shorten(self.name)}: it was cut while it was read"
                     raise ModelFileError(f"{self.path} is cut short", why, FETCH_AGAIN)
                 done += count
 
@@ -111,7 +107,7 @@ def _without_duplicates(pairs: list) -> dict:
     return result
 
 
-# ----- what a refused file really is ---------------------------------------------------------------------------------------
+# ----- what a refused file really is ----------------------------------------------------------------------------------
 
 
 def _refusal(path: Path, message: str) -> ModelFileError:
@@ -120,32 +116,27 @@ def _refusal(path: Path, message: str) -> ModelFileError:
     with open(path, "rb") as file:
         head = file.read(512)
     if kind := foreign_kind(head):
-        return ModelFileError(
-            f"{path} is not a safetensors file: it is {kind[0]}", f"it begins with {head[:16]!r}", kind[1]
-        )
+        what = f"{path} is not a safetensors file: it is {kind[0]}"
+        return ModelFileError(what, f"it begins with {head[:16]!r}", kind[1])
     if size < 8:
-        return ModelFileError(
-            f"{path} is not a safetensors file", f"it has {size} bytes: an interrupted copy", FETCH_AGAIN
-        )
+        why = f"it has {size} bytes: an interrupted copy"
+        return ModelFileError(f"{path} is not a safetensors file", why, FETCH_AGAIN)
     length = int.from_bytes(head[:8], "little")
     detail = message.removeprefix("Error while deserializing header: ")
     why = f"safetensors says: {shorten(detail)}; the file has {size:,} bytes, its header claims {length:,}"
     if detail.startswith(("invalid offset", "invalid shape", "overflow", "incomplete metadata")):
-        why = _layout_fault(path, length, size - 8 - length) or why
+        why = _layout_fault(path, length, size - 8 - length)
     return ModelFileError(f"{path} is broken", why, FETCH_AGAIN)
 
 
 def foreign_kind(head: bytes) -> tuple[str, str] | None:
     """What a file that begins so is, and what to do about it; None if nothing comes to mind."""
     if head.startswith(b"version https://git-lfs"):
-        size = re.search(rb"\nsize (\d+)", head)
+        size = re.search(rb"\nsize (\d{1,15})\n", head)
         real = f", {in_bytes(int(size[1]))}," if size else ""
         return f"a Git LFS pointer; the file itself{real} was never fetched", "run `git lfs pull` in that folder"
     if head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        return (
-            "a web page",
-            "download the file itself (the hub's “download” link, not the page that shows it), or run: minisd fetch ORG/NAME",
-        )
+        return "a web page", "download the file itself, not the page that shows it, or run: minisd fetch ORG/NAME"
     if head.startswith(b"PK\x03\x04"):
         return "a zip archive, most likely a torch .ckpt or .bin", PICKLE_FIX
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -154,21 +145,19 @@ def foreign_kind(head: bytes) -> tuple[str, str] | None:
 
 
 def _layout_fault(path: Path, length: int, body: int) -> str:
-    """The first tensor whose bytes do not fit its shape, or do not follow the tensor before; or how many bytes are missing."""
+    """The first tensor whose bytes do not fit its shape or do not follow the one before; or how many bytes are missing."""
     with open(path, "rb") as file:
-        header = json.loads(file.read(8 + length)[8:])  # the library has parsed it before it complained
+        header = json.loads(file.read(8 + length)[8:])  # it is typed: the library parsed it before it complained
     header.pop("__metadata__", None)
     end = 0
     for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         first, last = info["data_offsets"]
-        size = (
-            math.prod(info["shape"]) * np.dtype(DTYPES[info["dtype"]]).itemsize
-            if info["dtype"] in DTYPES
-            else last - first
-        )
         if first != end:
             return f"the bytes of {shorten(name)} begin at {first:,}, but those before it end at {end:,}"
+        kind, shape = info["dtype"], info["shape"]
+        size = math.prod(shape[:64]) * np.dtype(DTYPES[kind]).itemsize if kind in DTYPES else last - first
         if last - first != size:
-            return f"{shorten(name)} is {info['dtype']} {info['shape']}, which takes {size:,} bytes, but it is given {last - first:,}"
+            needs = f"{size:,}" if size < 2**64 else "more than 2^64"
+            return f"{shorten(name)} is {kind} {shorten(str(shape))}, {needs} bytes, but it is given {last - first:,}"
         end = last
     return f"its tensors take {end:,} bytes, it holds {body:,}" + (": an interrupted copy" if body < end else "")

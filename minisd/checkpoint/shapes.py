@@ -1,8 +1,8 @@
 """The architecture as a table of contents: every tensor's name and shape, derived from the config.
 
-The three trees below have the official names as keys; a list numbers its entries. Flattened, they are exactly the state dicts of
-diffusers' `UNet2DConditionModel` and `AutoencoderKL` and of transformers' `CLIPTextModel` (with the `text_model.` of official files).
-A file is compared with them before anything is computed.
+The three trees below have the official names as keys; a list numbers its entries. Flattened, they are exactly the state
+dicts of diffusers' `UNet2DConditionModel` and `AutoencoderKL` and of transformers' `CLIPTextModel` (with the `text_model.`
+of official files). Weights are compared with them before anything is computed.
 """
 
 from ..config import CLIPTextConfig, UNetConfig, VAEConfig
@@ -37,7 +37,7 @@ def flatten(tree, prefix: str = ""):
             yield from flatten(node, f"{prefix}{key}.")
 
 
-# ----- the three models ----------------------------------------------------------------------------------------------------
+# ----- the three models -----------------------------------------------------------------------------------------------
 
 
 def unet_tree(c: UNetConfig) -> dict:
@@ -49,11 +49,8 @@ def unet_tree(c: UNetConfig) -> dict:
     def transformers(count: int, C: int, i: int) -> list:
         return [spatial_transformer(C, contexts[i], depths[i], c.use_linear_projection) for _ in range(count)]
 
-    x, skips, down_blocks = (
-        widths[0],
-        [widths[0]],
-        [],
-    )  # x: channels of the running image; skips: those of what was pushed
+    x, skips = widths[0], [widths[0]]  # the channels of the running image, and of what was pushed for the way up
+    down_blocks = []
     for i, (kind, C) in enumerate(zip(c.down_block_types, widths)):
         block = {"resnets": []}
         for _ in range(layers[i]):
@@ -92,43 +89,36 @@ def unet_tree(c: UNetConfig) -> dict:
 
 
 def vae_tree(c: VAEConfig) -> dict:
-    """The encoder makes mean and log-variance of a latent, hence 2 Z channels; the decoder has one resnet more in each block."""
+    """The encoder makes mean and log-variance, hence 2 Z channels; the decoder has one resnet more in each block."""
     widths, n, Z = c.block_out_channels, c.layers_per_block, c.latent_channels
-    last = len(widths) - 1
+
+    def blocks(widths: tuple, count: int, sampler: str) -> list:
+        """One block for each width; all but the last also change the size of the image."""
+        result = []
+        for i, (C_in, C) in enumerate(zip((widths[0], *widths), widths)):
+            block = {"resnets": [resnet(C_in if j == 0 else C, C) for j in range(count)]}
+            if i < len(widths) - 1:
+                block[sampler] = [{"conv": conv(C, C, 3)}]
+            result.append(block)
+        return result
 
     def mid_block(C: int) -> dict:
         attentions = {"attentions": [vae_attention(C)]} if c.mid_block_add_attention else {}
         return {"resnets": [resnet(C, C), resnet(C, C)], **attentions}
 
-    def resnets(C_in: int, C_out: int, count: int) -> list:
-        return [resnet(C_in if j == 0 else C_out, C_out) for j in range(count)]
-
     encoder = {
         "conv_in": conv(c.in_channels, widths[0], 3),
-        "down_blocks": [
-            {
-                "resnets": resnets(C_in, C_out, n),
-                **({"downsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {}),
-            }
-            for i, (C_in, C_out) in enumerate(zip((widths[0], *widths), widths))
-        ],
+        "down_blocks": blocks(widths, n, "downsamplers"),
         "mid_block": mid_block(widths[-1]),
         "conv_norm_out": norm(widths[-1]),
         "conv_out": conv(widths[-1], 2 * Z, 3),
     }
-    widths = widths[::-1]
     decoder = {
-        "conv_in": conv(Z, widths[0], 3),
-        "mid_block": mid_block(widths[0]),
-        "up_blocks": [
-            {
-                "resnets": resnets(C_in, C_out, n + 1),
-                **({"upsamplers": [{"conv": conv(C_out, C_out, 3)}]} if i < last else {}),
-            }
-            for i, (C_in, C_out) in enumerate(zip((widths[0], *widths), widths))
-        ],
-        "conv_norm_out": norm(widths[-1]),
-        "conv_out": conv(widths[-1], c.out_channels, 3),
+        "conv_in": conv(Z, widths[-1], 3),
+        "mid_block": mid_block(widths[-1]),
+        "up_blocks": blocks(widths[::-1], n + 1, "upsamplers"),
+        "conv_norm_out": norm(widths[0]),
+        "conv_out": conv(widths[0], c.out_channels, 3),
     }
     return {
         "encoder": encoder,
@@ -158,11 +148,11 @@ def clip_text_tree(c: CLIPTextConfig) -> dict:
     }
 
 
-# ----- their parts ---------------------------------------------------------------------------------------------------------
+# ----- their parts ----------------------------------------------------------------------------------------------------
 
 
 def resnet(C_in: int, C_out: int, E: int | None = None) -> dict:
-    """E: width of the time embedding, which the VAE does not have. The skip needs a convolution only to change the channels."""
+    """E: width of the time embedding; the VAE has none. The skip needs a convolution only where the channels change."""
     return {
         "norm1": norm(C_in),
         "conv1": conv(C_in, C_out, 3),

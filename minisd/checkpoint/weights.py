@@ -1,4 +1,4 @@
-"""From stored tensors to `Params`: give them their official names, compare them with the config, read them, lay them out.
+"""From stored tensors to `Params`: official names, comparison with the config, reading, layout in memory.
 
 Everything that can be refused from names, dtypes and shapes is refused before the first tensor is read.
 """
@@ -15,7 +15,7 @@ from ..params import Params
 from .contradiction import contradictions
 from .names import official_name, official_shape
 from .report import FLOATS, LoadReport, shorten, some
-from .safetensors_file import FETCH_AGAIN, StoredTensor
+from .safetensors_file import FETCH_AGAIN
 from .shapes import component_shapes
 
 log = logging.getLogger("minisd")
@@ -23,10 +23,7 @@ log = logging.getLogger("minisd")
 OTHER_CONFIG = "put the config.json beside the weights that belongs to them"
 # What the names of other things begin with, for a file that holds nothing of the component asked for.
 OTHER_KINDS = (
-    (
-        "model.diffusion_model.",
-        "a whole checkpoint in a single file (the names of LDM); the diffusers layout is needed",
-    ),
+    ("model.diffusion_model.", "a whole checkpoint in a single file, with the names of LDM"),
     ("lora_", "a LoRA, which changes a model but is none"),
     ("unet.", "a LoRA, which changes a model but is none"),
     ("time_embedding.", "a UNet"),
@@ -37,7 +34,7 @@ OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class ArrayTensor:
-    """An array in memory that is read like a `StoredTensor`. Reading copies, so that the weights do not change with the array."""
+    """An array in memory, read like a `StoredTensor`. Reading copies: the weights must not change with the array."""
 
     name: str
     array: np.ndarray
@@ -58,14 +55,9 @@ class ArrayTensor:
 
 
 def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "float32") -> tuple[Params, LoadReport]:
-    """A state dict {name: array} of diffusers or transformers as parameters: the same checks and layout as for a file."""
-    return assemble(
-        [ArrayTensor(name, np.asarray(x)) for name, x in tensors.items()],
-        component,
-        config,
-        dtype=dtype,
-        source=f"the {component}",
-    )
+    """A state dict {name: array} of diffusers or transformers, with the same checks and layout as a file."""
+    stored = [ArrayTensor(name, np.asarray(x)) for name, x in tensors.items()]
+    return assemble(stored, component, config, dtype=dtype, source=f"the {component}")
 
 
 def assemble(
@@ -77,11 +69,8 @@ def assemble(
     Beside the result there is never more than about one tensor in memory. Raises ModelFileError, NumericError.
     """
     if dtype not in ("float32", "float64"):
-        raise UsageError(
-            f"weights cannot be loaded as {dtype!r}",
-            "NumPy computes in float32 and float64 only",
-            "use float32 or float64",
-        )
+        why = "matrix products of NumPy are in float32 or float64"
+        raise UsageError(f"weights cannot be loaded as {dtype!r}", why, "use float32 or float64")
     report = LoadReport(component, dtype)
     found = with_official_names(stored, component, report, source)
     shapes = component_shapes(config)
@@ -120,7 +109,7 @@ def with_official_names(stored: list, component: str, report: LoadReport, source
 
 
 def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
-    """Names, shapes and dtypes are those that the config describes, or an error says which are not; unexpected names are only reported."""
+    """Names, shapes and dtypes must be those that the config describes. Only unexpected names are no error."""
     have = {name: official_shape(report.component, name, tensor.shape) for name, tensor in found.items()}
     report.missing = [name for name in shapes if name not in have]
     report.unexpected = [name for name in have if name not in shapes]
@@ -129,8 +118,8 @@ def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
         raise _another_kind(have, report, source)
     if report.missing or report.unexpected or wrong:
         why = "; ".join(
-            f"config.json says {field} = {says!r}, the weights say {have!r}"
-            for field, says, have in contradictions(config, have)
+            f"config.json says {field} = {says!r}, the weights say {seen!r}"
+            for field, says, seen in contradictions(config, have)
         )
         if report.missing:
             raise _missing(len(shapes), len(found), report, source, why)
@@ -142,7 +131,7 @@ def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
         if found[name].dtype not in FLOATS:
             raise ModelFileError(
                 f"{source}: {name} is stored as {found[name].dtype}, which is not supported",
-                f"weights are {', '.join(FLOATS)}; 8-bit floats and integers are quantised, and no file says how to undo it",
+                f"weights are {', '.join(FLOATS)}; other types are quantised, and the file does not say how",
                 "fetch the original F16 or F32 weights",
             )
 
@@ -177,7 +166,7 @@ def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str) -> 
     )
 
 
-# ----- numbers -------------------------------------------------------------------------------------------------------------
+# ----- numbers --------------------------------------------------------------------------------------------------------
 
 
 def read_weight(tensor, shape: tuple, dtype: str) -> tuple[np.ndarray, int]:
@@ -191,7 +180,7 @@ def read_weight(tensor, shape: tuple, dtype: str) -> tuple[np.ndarray, int]:
 
 
 def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Casts; a convolution's weight [O, I, KH, KW] also changes its order in memory to [KH, KW, I, O], which the kernels want."""
+    """Casts. A convolution's [O, I, KH, KW] keeps its shape, but lies as [KH, KW, I, O], which the kernels want."""
     with np.errstate(over="ignore"):  # what overflows is counted, and refused by name
         if raw.ndim != 4:
             return raw.astype(dtype, order="C", copy=False)

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import errors
 
 import minisd
-from minisd.checkpoint import hub, load_component, resolve
+from minisd.checkpoint import load_component, resolve
 from minisd.checkpoint.hub import files_needed
 from minisd.errors import FetchError, ModelFileError, ResourceError, UsageError
 from tests.checkpoint.synthetic import official, to_hub_cache, write_pipeline

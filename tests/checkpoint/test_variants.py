@@ -60,8 +60,7 @@ def test_a_variant_that_is_absent():
 def test_a_mixture_is_named():
     file, note = choose([SAFE], "fp16", mixture=True)
     assert (
-        file == SAFE
-        and note == f"unet: there is no variant fp16; reading {SAFE} beside fp16 files of the other components"
+        file == SAFE and note == f"unet: there is no variant fp16; reading {SAFE} beside fp16 files of other components"
     )
     with pytest.raises(ModelFileError, match="no variant 'fp16'"):
         choose(["diffusion_pytorch_model.bf16.safetensors"], "fp16", mixture=True)

@@ -90,7 +90,7 @@ def test_the_file_is_read_from_front_to_back(tmp_path, monkeypatch):
 def test_an_array_in_memory_is_copied():
     weights = make_weights("vae")
     params, report = params_from_state_dict(weights, "vae", config("vae"))
-    for name, w in weights.items():
+    for w in weights.values():
         w[...] = np.nan
     assert all(np.isfinite(w).all() for _, w in params.items())
     assert report.files == [] and "from memory" in str(report)
