@@ -11,16 +11,20 @@ from .errors import ContractError
 def array_module(*arrays, names=None) -> ModuleType:
     """The library (`numpy` or `cupy`) that owns all of `arrays`; None is skipped. Mixed owners raise and name the argument."""
     cupy = sys.modules.get("cupy")  # nobody can hold a CuPy array without having imported it
-    owners = [cupy if cupy is not None and isinstance(a, cupy.ndarray) else np for a in arrays if a is not None]
-    for i, owner in enumerate(owners):
-        if owner is not owners[0]:
+    first = None
+    for i, a in enumerate(arrays):
+        if a is None:
+            continue
+        owner = cupy if cupy is not None and isinstance(a, cupy.ndarray) else np
+        first = first or owner
+        if owner is not first:
             label = names[i] if names else f"argument {i}"
             raise ContractError(
-                f"arrays of two owners: {label} belongs to {owner.__name__}, the first argument to {owners[0].__name__}",
+                f"arrays of two owners: {label} belongs to {owner.__name__}, the first argument to {first.__name__}",
                 "an op runs where its arrays are and never moves them silently",
                 "move one of them: minisd.backend.to_numpy(x), or cupy.asarray(x)",
             )
-    return owners[0] if owners else np
+    return first or np
 
 
 def to_numpy(x) -> np.ndarray:

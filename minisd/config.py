@@ -24,11 +24,7 @@ class _Config:
             raise ModelFileError(f"{where}: not a JSON object", f"found {type(raw).__name__}", "fetch the file again")
         for name, allowed in cls._neutral.items():
             if name in raw and not _is_neutral(raw[name], allowed):
-                raise ModelFileError(
-                    f"{where}: {name} = {raw[name]!r} is not implemented",
-                    f"it changes the computation; minisd implements {name} = {' or '.join(map(repr, allowed))}",
-                    "use a Stable Diffusion 1.x or 2.x model",
-                )
+                raise _not_implemented(where, name, raw[name], allowed)
         values = {}
         for field in dataclasses.fields(cls):
             value = raw.get(field.name)
@@ -60,11 +56,20 @@ def _checked(value, kind, label: str):
             if math.isfinite(value):
                 return float(value)
         elif option is int and isinstance(value, int) and not isinstance(value, bool):
-            if value >= 0:
+            if value >= 1:  # every whole number here counts or measures something
                 return value
         elif option in (bool, str) and isinstance(value, option):
             return value
-    raise ModelFileError(f"{label} = {value!r} cannot be used", f"expected {kind}", "fetch the file again")
+    expected = {int: "a whole number from 1", float: "a finite number", bool: "true or false", str: "a text"}.get(kind, kind)
+    raise ModelFileError(f"{label} = {value!r} cannot be used", f"expected {expected}", "fetch the file again")
+
+
+def _not_implemented(where: str, name: str, value, implemented: tuple) -> ModelFileError:
+    return ModelFileError(
+        f"{where}: {name} = {value!r} is not implemented",
+        f"it changes the computation; minisd implements {name} = {' or '.join(map(repr, implemented))}",
+        "use a Stable Diffusion 1.x or 2.x model",
+    )
 
 
 def _require(condition: bool, where: str, problem: str):
@@ -129,18 +134,20 @@ class UNetConfig(_Config):
         n = len(self.block_out_channels)
         _require(len(self.down_block_types) == n and len(self.up_block_types) == n, where,
                  f"{n} block_out_channels, {len(self.down_block_types)} down blocks, {len(self.up_block_types)} up blocks")
-        for kinds, known in (
-            (self.down_block_types, ("CrossAttnDownBlock2D", "DownBlock2D")),
-            (self.up_block_types, ("CrossAttnUpBlock2D", "UpBlock2D")),
+        for name, known in (
+            ("down_block_types", ("CrossAttnDownBlock2D", "DownBlock2D")),
+            ("up_block_types", ("CrossAttnUpBlock2D", "UpBlock2D")),
         ):
-            for kind in kinds:
-                _require(kind in known, where, f"block type {kind!r} is not implemented (only {' and '.join(known)})")
+            for kind in getattr(self, name):
+                if kind not in known:
+                    raise _not_implemented(where, name, kind, known)
+        _require(self.norm_eps > 0, where, f"norm_eps = {self.norm_eps} is not positive")
         for name in ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim"):
             _require(len(self.per_block(name)) == n, where, f"{name} needs one value for each of the {n} blocks")
         for channels, heads in zip(self.block_out_channels, self.per_block("attention_head_dim")):
             _require(channels % self.norm_num_groups == 0, where,
                      f"{channels} channels cannot be cut into norm_num_groups = {self.norm_num_groups}")
-            _require(heads > 0 and channels % heads == 0, where,
+            _require(channels % heads == 0, where,
                      f"{channels} channels cannot be cut into {heads} heads (attention_head_dim is the number of heads)")
         _require(self.block_out_channels[0] % 2 == 0, where, "the first block needs an even width (sin and cos halves)")
 
@@ -184,9 +191,11 @@ class VAEConfig(_Config):
         n = len(self.block_out_channels)
         _require(len(self.down_block_types) == n and len(self.up_block_types) == n, where,
                  f"{n} block_out_channels, {len(self.down_block_types)} down blocks, {len(self.up_block_types)} up blocks")
-        for kinds, known in ((self.down_block_types, "DownEncoderBlock2D"), (self.up_block_types, "UpDecoderBlock2D")):
-            for kind in kinds:
-                _require(kind == known, where, f"block type {kind!r} is not implemented (only {known})")
+        for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            for kind in getattr(self, name):
+                if kind != known:
+                    raise _not_implemented(where, name, kind, (known,))
+        _require(self.scaling_factor > 0, where, f"scaling_factor = {self.scaling_factor} is not positive")
         for channels in self.block_out_channels:
             _require(channels % self.norm_num_groups == 0, where,
                      f"{channels} channels cannot be cut into norm_num_groups = {self.norm_num_groups}")
@@ -213,5 +222,6 @@ class CLIPTextConfig(_Config):
     _neutral = {"model_type": ("clip_text_model",), "hidden_act": ("quick_gelu", "gelu")}
 
     def _check(self, where: str):
-        _require(self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0, where,
+        _require(self.layer_norm_eps > 0, where, f"layer_norm_eps = {self.layer_norm_eps} is not positive")
+        _require(self.hidden_size % self.num_attention_heads == 0, where,
                  f"hidden_size {self.hidden_size} cannot be cut into {self.num_attention_heads} heads")

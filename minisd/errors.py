@@ -59,9 +59,6 @@ class FetchError(MinisdError, OSError):
 
     exit_code = 6
 
-    # OSError.__str__ would win over ours for three arguments ("[Errno what] why: fix").
-    __str__ = MinisdError.__str__
-
 
 class ContractError(MinisdError, ValueError):
     """An op or a model was called with shapes, dtypes or arrays that its contract does not allow."""

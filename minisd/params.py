@@ -35,6 +35,10 @@ class Params:
             node = tree
             for part in parents:
                 node = node.setdefault(part, {})
+                if not isinstance(node, dict):
+                    raise _two_meanings(name)
+            if leaf in node:
+                raise _two_meanings(name)
             node[leaf] = tensor
 
         def view(node: dict, path: str) -> Params:
@@ -50,15 +54,18 @@ class Params:
             child = self._children[name]
         except KeyError:
             raise ModelFileError(
-                f"{self.path}.{name} is missing from the weights",
+                f"{self._name_of(name)} is missing from the weights",
                 f"{self.path or 'the root'} holds {', '.join(self._children) or 'nothing'}",
                 "fetch the model again, or check that config.json belongs to these weights",
             ) from None
         if not isinstance(child, Params):
             reads = _READS.get()
             if reads is not None:
-                reads.add(f"{self.path}.{name}")
+                reads.add(self._name_of(name))
         return child
+
+    def _name_of(self, child: str) -> str:
+        return f"{self.path}.{child}" if self.path else child
 
     def __getitem__(self, index: int) -> "Params":
         return getattr(self, str(index))
@@ -89,11 +96,24 @@ class Params:
         """The same tree with every tensor replaced by f(tensor): a change of dtype or of device."""
         return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(v) for k, v in self._children.items()})
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, *value):
         raise TypeError("Params is a read-only view; build a new state dict, or use map()")
+
+    __delattr__ = __setattr__
+
+    def __reduce__(self):  # copy and pickle would set the attributes one by one
+        return Params, (self.path, self._children)
+
+    def __dir__(self):  # for completion: p.down_blocks[0].<tab>
+        return [*super().__dir__(), *self._children]
 
     def __repr__(self) -> str:
         return f"Params({self.path or '<root>'}: {', '.join(self._children)})"
+
+
+def _two_meanings(name: str) -> ModelFileError:
+    why = "one of the two would hide the other"
+    return ModelFileError(f"the weights have {name} both as a tensor and as the prefix of others", why, "fetch the model again")
 
 
 @contextmanager

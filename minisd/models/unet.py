@@ -76,7 +76,7 @@ def unet(p, x, t, context, config: UNetConfig):
     )
     t_emb = time_embedding(p.time_embedding, t_sin)  # [B, E]
 
-    x = conv2d(p.conv_in, x, padding=c.conv_in_kernel // 2)
+    x = conv2d(p.conv_in, x, padding=(c.conv_in_kernel - 1) // 2)
     skips = [x]
     for block, n in zip(p.down_blocks, heads):
         x = down_block(block, x, t_emb, context, skips, heads=n, **norm)
@@ -84,7 +84,7 @@ def unet(p, x, t, context, config: UNetConfig):
     for block, n in zip(p.up_blocks, reversed(heads)):
         x = up_block(block, x, t_emb, context, skips, heads=n, **norm)
     x = group_norm(p.conv_norm_out, x, **norm, act="silu")
-    return conv2d(p.conv_out, x, padding=c.conv_out_kernel // 2)
+    return conv2d(p.conv_out, x, padding=(c.conv_out_kernel - 1) // 2)
 
 
 class UNet2DConditionModel(Model):

@@ -10,6 +10,10 @@ kind of GELU: three admired ports ship a wrong epsilon behind one.
 The ladders: `reference.py` has every op as the textbook has it; `cpu/` the fast rungs in NumPy.
 """
 
+import math
+
+import numpy as np
+
 from ..errors import ContractError, UsageError
 from . import reference as _reference  # the lowest rung of every ladder registers first
 from . import cpu as _cpu
@@ -29,9 +33,12 @@ def _expect(condition, op: str, problem: str, fix: str = "compare the shapes wit
 
 def _expect_floats(op: str, **arrays):
     """All arrays are floating point and of one dtype."""
+    for name, a in arrays.items():
+        _expect(a is None or hasattr(a, "dtype"), op, f"{name} is a {type(a).__name__}, not an array", "numpy.asarray(…, dtype='float32')")
     kinds = {name: a.dtype for name, a in arrays.items() if a is not None}
     first = next(iter(kinds.values()))
-    _expect(first.kind == "f", op, f"expected float16, float32 or float64, got {first}", "convert with .astype('float32')")
+    allowed = ("float16", "float32", "float64")
+    _expect(first in allowed, op, f"expected float16, float32 or float64, got {first}", "convert with .astype('float32')")
     for name, dtype in kinds.items():
         _expect(dtype == first, op, f"{name} is {dtype}, the first argument {first}", "convert one of them; nothing is promoted silently")
 
@@ -55,6 +62,8 @@ def conv2d(x, w, b=None, *, stride=1, padding):
     """
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
+    _expect(len(padding) == 2 and all(isinstance(side, tuple) and len(side) == 2 for side in padding), "conv2d",
+            f"padding {padding} is neither a number nor ((top, bottom), (left, right))")  # fmt: skip
     _expect_floats("conv2d", x=x, w=w, b=b)
     _expect(x.ndim == 4 and w.ndim == 4 and x.shape[3] == w.shape[1], "conv2d", f"x {x.shape} does not fit w {w.shape}")
     _expect(b is None or b.shape == w.shape[:1], "conv2d", f"b {b is not None and b.shape} does not fit w {w.shape}")
@@ -70,8 +79,8 @@ def upsample_nearest(x, *, size):
     x [B, H, W, C] -> [B, H′, W′, C]        equals torch `F.interpolate(x, size, mode="nearest")` for these sizes
     """
     _expect(x.ndim == 4, "upsample_nearest", f"x {x.shape} is not [B, H, W, C]")
-    for n, m in zip(x.shape[1:3], size):
-        _expect(2 * n - 1 <= m <= 2 * n, "upsample_nearest", f"{tuple(x.shape[1:3])} cannot become {tuple(size)}: only 2n or 2n − 1")
+    fits = len(size) == 2 and all(2 * n - 1 <= m <= 2 * n for n, m in zip(x.shape[1:3], size))
+    _expect(fits, "upsample_nearest", f"{x.shape[1:3]} cannot become {tuple(size)}: only 2n or 2n − 1")
     return dispatch("upsample_nearest", x, size=tuple(size))
 
 
@@ -95,6 +104,7 @@ def group_norm(x, w, b, *, groups, eps, act=None):
     x [B, ..., C], w = γ [C], b = β [C] -> [B, ..., C]; act="silu" applies SiLU to the result.        Wu & He, arXiv:1803.08494
     """
     _expect_floats("group_norm", x=x, w=w, b=b)
+    _expect(x.ndim >= 2, "group_norm", f"x {x.shape} is not [B, ..., C]")
     C = x.shape[-1]
     _expect(w.shape == (C,) and b.shape == (C,), "group_norm", f"x {x.shape} does not fit w {w.shape}, b {b.shape}")
     _expect(groups >= 1 and C % groups == 0, "group_norm", f"{C} channels cannot be cut into {groups} groups")
@@ -129,8 +139,14 @@ def attention(q, k, v, *, scale, mask=None, causal=False):
     """
     _expect_floats("attention", q=q, k=k, v=v, mask=mask)
     _expect(q.ndim == k.ndim == v.ndim == 4, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} are not [B, N, S, D]")
-    fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3] and k.shape[2] == v.shape[2]
+    fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3] and k.shape[2] == v.shape[2] > 0
     _expect(fits, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} do not fit")
+    if mask is not None:
+        scores = (*q.shape[:3], k.shape[2])
+        fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(scores)))
+        _expect(fits, "attention", f"mask {mask.shape} cannot be broadcast to [B, N, S, T] = {scores}")
+        _expect((mask.max(axis=-1) > -math.inf).all(), "attention", "the mask has a row of −∞: that query sees no key",
+                "leave at least one key in every row; drop the queries that have none")  # fmt: skip
     _expect(not causal or q.shape[2] <= k.shape[2], "attention", f"causal with {q.shape[2]} queries but {k.shape[2]} keys")
     return dispatch("attention", q, k, v, scale=scale, mask=mask, causal=causal)
 
@@ -195,14 +211,14 @@ def timestep_embedding(t, *, dim, flip_sin_to_cos, freq_shift, dtype):
     Ho et al., arXiv:2006.11239; diffusers `get_timestep_embedding`
     """
     _expect(t.ndim == 1, "timestep_embedding", f"t {t.shape} is not [B]")
-    return dispatch("timestep_embedding", t, dim=dim, flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift, dtype=dtype)
+    return dispatch("timestep_embedding", t, dim=dim, flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift, dtype=np.dtype(dtype))
 
 
 def explain(op: str, *args, **kwargs) -> str:
     """The ladder of an op as text; with the arguments of a call: which rung would run, and why the others would not."""
     if op not in RUNGS:
         raise UsageError(f"no op is called {op!r}", "", f"the ops are {', '.join(sorted(RUNGS))}")
-    if not args:
+    if not args and not kwargs:
         return ladder(op)
     with explaining():  # the façade checks and completes the arguments, then dispatch answers with the ladder
         return globals()[op](*args, **kwargs)

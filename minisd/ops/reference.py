@@ -36,7 +36,7 @@ def conv2d(x, w, b, *, stride, padding):
     y = 0.0 if b is None else b.astype(wide(x), copy=False)
     for i in range(KH):
         for j in range(KW):
-            y = y + x_padded[:, i : i + stride * H : stride, j : j + stride * W : stride][:, :H, :W] @ taps[i, j]
+            y = y + x_padded[:, i : i + stride * H : stride, j : j + stride * W : stride] @ taps[i, j]
     return y.astype(x.dtype, copy=False)
 
 
@@ -101,18 +101,12 @@ def causal_mask(shape, dtype, xp):
     return xp.triu(xp.full((S, T), -math.inf, dtype=dtype), k=1 + T - S)
 
 
-def sigmoid(x):
-    """1 / (1 + e⁻ˣ), written with tanh because e⁻ˣ overflows."""
-    return 0.5 * array_module(x).tanh(0.5 * x) + 0.5
-
-
 @rung("silu", "reference", owner="any")
 def silu(x):
     """y = x / (1 + e⁻ˣ)."""
-    xp = array_module(x)
     x_wide = x.astype(wide(x), copy=False)
-    e = xp.exp(-xp.abs(x_wide))  # of the negative side only: never overflows, loses no digits
-    return (x_wide * xp.where(x_wide >= 0, 1.0, e).astype(x_wide.dtype) / (1.0 + e)).astype(x.dtype, copy=False)
+    with np.errstate(over="ignore"):  # e⁻ˣ = ∞ makes the quotient −0, as it should be
+        return (x_wide / (1.0 + array_module(x).exp(-x_wide))).astype(x.dtype, copy=False)
 
 
 @rung("quick_gelu", "reference", owner="any")
@@ -122,20 +116,23 @@ def quick_gelu(x):
     return (silu(1.702 * x_wide) / 1.702).astype(x.dtype, copy=False)
 
 
-def erf(x):
-    """The error function, correct to the last digit of float64: C's own, one element at a time."""
-    xp = array_module(x)
-    if xp is not np:
-        from cupyx.scipy.special import erf as device_erf
+def erfc(x):
+    """1 − erf(x) in float64, correct to the last digit even where it is 1e-300: C's own, one element at a time."""
+    if array_module(x) is not np:
+        from cupyx.scipy.special import erfc as device_erfc
 
-        return device_erf(x.astype("float64"))
-    return np.frompyfunc(math.erf, 1, 1)(x).astype("float64")
+        return device_erfc(x)
+    return np.asarray(np.frompyfunc(math.erfc, 1, 1)(x), dtype="float64")
 
 
 @rung("gelu", "reference", owner="any")
 def gelu(x):
-    """y = x Φ(x) = x · (1 + erf(x/√2)) / 2: the exact form, not the tanh approximation (which is 1e-4 off)."""
-    return (0.5 * x.astype("float64") * (1.0 + erf(x * math.sqrt(0.5)))).astype(x.dtype)
+    """y = x Φ(x) = x · erfc(−x/√2) / 2: the exact form, not the tanh approximation (which is 1e-4 off).
+
+    erfc(−u) is 1 + erf(u) without its cancellation: for x < 0 the sum of 1 and almost −1 would lose every digit.
+    """
+    x64 = x.astype("float64")
+    return (0.5 * x64 * erfc(-math.sqrt(0.5) * x64)).astype(x.dtype)
 
 
 @rung("geglu", "reference", owner="any")
