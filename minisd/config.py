@@ -12,6 +12,10 @@ from typing import get_args, get_origin
 from .errors import ModelFileError
 
 
+MAX_COUNT = 1_000_000  # of channels, tokens, pixels
+MAX_LAYERS = 1_000  # a config is 1 kB; it must not make us list a billion tensors
+
+
 class _Config:
     """Reading and checking, shared by the three configs below. `_neutral`: fields implemented for these values only."""
 
@@ -56,11 +60,11 @@ def _checked(value, kind, label: str):
             if math.isfinite(value):
                 return float(value)
         elif option is int and isinstance(value, int) and not isinstance(value, bool):
-            if value >= 1:  # every whole number here counts or measures something
+            if 1 <= value <= MAX_COUNT:  # every whole number here counts or measures something
                 return value
         elif option in (bool, str) and isinstance(value, option):
             return value
-    expected = {int: "a whole number from 1", float: "a finite number", bool: "true or false", str: "a text"}.get(kind, kind)
+    expected = {int: f"a whole number from 1 to {MAX_COUNT:,}", float: "a finite number", bool: "true or false", str: "a text"}.get(kind, kind)
     raise ModelFileError(f"{label} = {value!r} cannot be used", f"expected {expected}", "fetch the file again")
 
 
@@ -142,6 +146,8 @@ class UNetConfig(_Config):
                 if kind not in known:
                     raise _not_implemented(where, name, kind, known)
         _require(self.norm_eps > 0, where, f"norm_eps = {self.norm_eps} is not positive")
+        for name in ("layers_per_block", "transformer_layers_per_block"):
+            _require(max(self.per_block(name)) <= MAX_LAYERS, where, f"{name} is over {MAX_LAYERS}")
         for name in ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim"):
             _require(len(self.per_block(name)) == n, where, f"{name} needs one value for each of the {n} blocks")
         for channels, heads in zip(self.block_out_channels, self.per_block("attention_head_dim")):
@@ -196,6 +202,7 @@ class VAEConfig(_Config):
                 if kind != known:
                     raise _not_implemented(where, name, kind, (known,))
         _require(self.scaling_factor > 0, where, f"scaling_factor = {self.scaling_factor} is not positive")
+        _require(self.layers_per_block <= MAX_LAYERS, where, f"layers_per_block is over {MAX_LAYERS}")
         for channels in self.block_out_channels:
             _require(channels % self.norm_num_groups == 0, where,
                      f"{channels} channels cannot be cut into norm_num_groups = {self.norm_num_groups}")
@@ -222,6 +229,7 @@ class CLIPTextConfig(_Config):
     _neutral = {"model_type": ("clip_text_model",), "hidden_act": ("quick_gelu", "gelu")}
 
     def _check(self, where: str):
+        _require(self.num_hidden_layers <= MAX_LAYERS, where, f"num_hidden_layers is over {MAX_LAYERS}")
         _require(self.layer_norm_eps > 0, where, f"layer_norm_eps = {self.layer_norm_eps} is not positive")
         _require(self.hidden_size % self.num_attention_heads == 0, where,
                  f"hidden_size {self.hidden_size} cannot be cut into {self.num_attention_heads} heads")

@@ -245,3 +245,10 @@ def test_per_block_and_derived_values():
     assert c.time_embed_dim == 1280
     assert UNetConfig.from_dict({"time_embedding_dim": 64}).time_embed_dim == 64
     assert VAEConfig().downscale == 1
+
+
+@pytest.mark.parametrize("config, field", [(UNetConfig, "layers_per_block"), (UNetConfig, "transformer_layers_per_block"), (VAEConfig, "layers_per_block"), (CLIPTextConfig, "num_hidden_layers")])  # fmt: skip
+def test_a_billion_layers_are_refused(config, field):
+    for count in (1_001, 10**9):
+        with pytest.raises(ModelFileError, match=field):
+            config.from_dict({field: count})

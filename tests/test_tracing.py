@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisd.errors import NumericError
+from minisd.errors import NumericError, UsageError
 from minisd.params import Params
-from minisd.tracing import Event, check_finite, layer, listen, listening, tap, trace
+from minisd.tracing import Event, check_finite, checking, layer, listen, listening, tap, trace
 
 P = Params.from_state_dict({"a.w": np.float32(2), "a.b.w": np.float32(3), "c.w": np.float32(5)}, path="net")
 
@@ -203,3 +203,90 @@ def test_check_finite_when_the_input_was_already_bad():
     with pytest.raises(NumericError, match="came out of the UNet") as caught:
         check_finite(lambda: scale(P.c, array(np.nan)), "the UNet", step=1)
     assert (caught.value.layer, caught.value.step) == (None, 1)
+
+
+def test_an_event_carries_names_options_and_parameters():
+    events = []
+    skips = [array(1), array(2)]
+
+    @layer
+    def takes(p, x, skips, *, size):
+        skips.pop()
+        return x
+
+    with listen(events.append):
+        takes(P.c, array(3), skips, size=(1, 2))
+    (event,) = events
+    assert event.names == ("x", "skips", "size") and event.options == {"size": (1, 2)} and event.params is P.c
+    assert len(event.inputs[1]) == 2 and len(skips) == 1, "a list is seen as it was before the call"
+
+
+def test_a_lazy_tap_is_made_only_for_who_asks_for_taps():
+    made = []
+
+    def probs():
+        made.append(1)
+        return array(7)
+
+    assert tap(P.c, "probs", probs) is probs
+    for patterns in (("*",), ("net.c",), ("*/other",)):
+        with trace(*patterns) as seen:
+            tap(P.c, "probs", probs)
+        assert not made and len(seen) == 0
+    with trace("net.*/probs") as seen, trace("*"):
+        tap(P.c, "probs", probs)
+    assert made == [1] and seen["net.c/probs"][0] == 7.0
+
+
+def test_save_writes_a_manifest(tmp_path):
+    from minisd.tracefile import TraceFile
+
+    with trace("*.c") as seen:
+        scale(P.c, array(1, 2))
+        scale(P.c, array(3, 4))
+    seen.save(tmp_path / "run.safetensors")
+    (row,) = TraceFile(tmp_path / "run.safetensors").rows
+    assert (row["key"], row["kind"], row["shape"], row["mean"]) == ("net.c", "scale", [2], 17.5)
+
+
+def overflows():
+    return scale(P.c, nested(P.a, array(1, 2e38)))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_checks_off_blocks_and_ops():
+    assert not np.isfinite(_checked("off")).all()
+    calls = []
+
+    def counted():
+        calls.append(1)
+        return overflows()
+
+    for level, runs in (("blocks", 2), ("ops", 1)):
+        calls.clear()
+        with checking(level), pytest.raises(NumericError) as caught:
+            check_finite(counted, "the UNet", step=2)
+        assert (caught.value.layer, caught.value.step, len(calls)) == ("net.a.b", 2, runs)
+    with pytest.raises(UsageError, match="no check 'all'"), checking("all"):
+        pass
+
+
+def _checked(level):
+    with checking(level):
+        return check_finite(overflows, "the UNet")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_ops_sees_what_a_later_layer_hides():
+    """An infinity whose reciprocal is 0 never reaches the end of the block."""
+
+    @layer
+    def reciprocal(p, x):
+        return np.float32(1) / x
+
+    def compute():
+        return reciprocal(P.c, overflows())
+
+    assert np.isfinite(check_finite(compute, "the UNet")).all()
+    with checking("ops"), pytest.raises(NumericError, match=r"net\.a\.b \(scale\)"):
+        check_finite(compute, "the UNet")

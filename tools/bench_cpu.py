@@ -70,8 +70,9 @@ def our_model(model, component: str):
     from minisd.config import CLIPTextConfig, UNetConfig, VAEConfig
     from minisd.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 
-    cls, config = {"unet": (UNet2DConditionModel, UNetConfig), "vae": (AutoencoderKL, VAEConfig), "text_encoder": (CLIPTextModel, CLIPTextConfig)}[component]
-    config = config.from_dict(json.loads(model.config.to_json_string() if hasattr(model.config, "to_json_string") else json.dumps(dict(model.config))))
+    classes = {"unet": (UNet2DConditionModel, UNetConfig), "vae": (AutoencoderKL, VAEConfig), "text_encoder": (CLIPTextModel, CLIPTextConfig)}
+    cls, config_class = classes[component]
+    config = config_class.from_dict(model.config.to_dict() if component == "text_encoder" else dict(model.config))
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     params, report = params_from_state_dict(state, component, config)
     return cls(config, params, report)
@@ -257,7 +258,9 @@ def measure_memory(options) -> dict:
     return entry
 
 
-CONV_SHAPES = ((2, 64, 320, 320), (2, 32, 640, 640), (2, 16, 1280, 1280), (2, 8, 1280, 1280), (1, 128, 512, 512), (1, 256, 256, 256), (1, 512, 128, 128))
+CONV_SHAPES = (
+    (2, 64, 320, 320), (2, 32, 640, 640), (2, 16, 1280, 1280), (2, 8, 1280, 1280), (1, 128, 512, 512), (1, 256, 256, 256), (1, 512, 128, 128),
+)  # fmt: skip
 UPSAMPLE_SHAPES = ((2, 16, 1280, 1280), (2, 32, 640, 640), (1, 256, 256, 256))
 
 

@@ -116,7 +116,7 @@ REFUSED = {
     "empty file": (b"", "has 0 bytes", "fetch"),
     "7 bytes": (b"1234567", "has 7 bytes", "fetch"),
     "LFS pointer": (LFS, "Git LFS pointer; the file itself, 3.44 GB", "git lfs pull"),
-    "LFS pointer of nonsense": (LFS.replace(b"3438167534", b"9" * 400), "Git LFS pointer; the file itself was", "git lfs pull"),
+    "LFS pointer of nonsense": (LFS.replace(b"3438167534", b"9" * 320), "Git LFS pointer; the file itself was", "git lfs pull"),
     "HTML": (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page", "minisd fetch"),
     "pickle": (b"\x80\x02}q\0(X\x0e\0\0\0conv_in.weight", "a pickle", "torch.load"),
     "zip": (b"PK\x03\x04\0\0\0\0\0\0archive/data.pkl", "a zip archive", "weights_only=True"),

@@ -151,8 +151,8 @@ def instance_normalization(x, scale, bias, *, epsilon):
 
 def layer_normalization(x, scale, bias=None, *, axis, epsilon, stash_type):
     """The axes from `axis` on are our channels. The second and third output, mean and 1/σ, are NumPy's."""
-    rows = x.reshape(*x.shape[: axis % x.ndim], -1)
-    w, b = (np.zeros_like(rows[(0,) * (rows.ndim - 1)]) if a is None else np.broadcast_to(a, x.shape[axis:]).ravel() for a in (scale, bias))
+    rows = x.reshape(*x.shape[: axis % x.ndim], math.prod(x.shape[axis:]))
+    w, b = (np.broadcast_to(np.asarray(0 if a is None else a, dtype=x.dtype), x.shape[axis:]).ravel() for a in (scale, bias))
     axes = tuple(range(axis % x.ndim, x.ndim))
     mean, variance = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
     return facade.layer_norm(rows, w, b, eps=epsilon).reshape(x.shape), mean, 1 / np.sqrt(variance + x.dtype.type(epsilon))
@@ -160,7 +160,7 @@ def layer_normalization(x, scale, bias=None, *, axis, epsilon, stash_type):
 
 def rms_normalization(x, scale, *, axis, epsilon, stash_type):
     """[x, −x] has mean 0 and the variance that x has as mean square: its layer norm begins with the RMS norm of x."""
-    rows = x.reshape(*x.shape[: axis % x.ndim], -1)
+    rows = x.reshape(*x.shape[: axis % x.ndim], math.prod(x.shape[axis:]))
     w = np.broadcast_to(scale, x.shape[axis:]).ravel()
     y = facade.layer_norm(np.concatenate([rows, -rows], axis=-1), np.concatenate([w, w]), np.zeros_like(w).repeat(2), eps=epsilon)
     return y[..., : len(w)].reshape(x.shape)
@@ -181,26 +181,24 @@ def attention(q, k, v, mask=None, past_key=None, past_value=None, lengths=None, 
     packed = q.ndim == 3
     if packed:
         q, k, v = heads(q, q_num_heads), heads(k, kv_num_heads), heads(v, kv_num_heads)
-    past = 0
-    if past_key is not None:
-        past = past_key.shape[2]
+    past = 0 if past_key is None else past_key.shape[2]
+    if past:
         k, v = np.concatenate([past_key, k], axis=2), np.concatenate([past_value, v], axis=2)
     S, T, repeats = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    ours = bool(is_causal) and lengths is None and T - S == past  # our causal mask lets the last query see the last key
-    forbidden = np.zeros((1, 1, S, T), dtype=bool)
-    if lengths is not None:
-        forbidden = forbidden | (np.arange(T) >= lengths[:, None, None, None])
-    if is_causal and not ours:
-        first = past if lengths is None else (lengths - S)[:, None, None, None]
-        forbidden = forbidden | (np.arange(T) > np.arange(S)[:, None] + first)
+    # Query s sees the keys up to past + s. Without those that no query sees, that is our mask, whose last query sees the last key.
+    ours = bool(is_causal) and past + S <= T
+    seen = past + S if ours else T
     bias = np.zeros((1, 1, S, T), dtype=q.dtype)
     if mask is not None:
-        missing = T - mask.shape[-1]
         mask = np.where(mask, 0.0, -math.inf) if mask.dtype == bool else mask
-        bias = bias + np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)], constant_values=-math.inf)
-    bias = np.where(forbidden, -math.inf, bias).astype(q.dtype)
-    y = facade.attention(q, k.repeat(repeats, axis=1), v.repeat(repeats, axis=1), scale=scale or 1 / math.sqrt(q.shape[3]), causal=ours,
-                         mask=bias if bias.any() else None)  # fmt: skip
+        bias = bias + np.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, T - mask.shape[-1])], constant_values=-math.inf)
+    if is_causal and not ours:
+        bias = np.where(np.arange(T) > past + np.arange(S)[:, None], -math.inf, bias)
+    if lengths is not None:
+        bias = np.where(np.arange(T) >= lengths[:, None, None, None], -math.inf, bias)
+    bias = bias[..., :seen].astype(q.dtype)
+    keys, values = (a[:, :, :seen].repeat(repeats, axis=1) for a in (k, v))
+    y = facade.attention(q, keys, values, scale=scale or 1 / math.sqrt(q.shape[3]), causal=ours, mask=bias if bias.any() else None)
     return (y.swapaxes(1, 2).reshape(len(y), S, -1) if packed else y), k, v
 
 

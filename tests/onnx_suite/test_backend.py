@@ -28,7 +28,8 @@ SKIPPED = {
 }
 # passed by an op of ours, passed by NumPy alone (Gather of shapes), and the reasons why others are not run
 EXPECTED = {
-    "passed": 309,
+    "passed": 192,
+    "passed, expanded into smaller operators": 117,
     "passed without an op of ours": 3,
     "Attention with a further output, qk_matmul_output: our op does not hand it out": 12,
     "Attention with softcap: a tanh of the scores, which no Stable Diffusion has": 10,
@@ -83,7 +84,9 @@ def verdict(name: str, rungs: str) -> str:
     if name in SKIPPED:
         return SKIPPED[name]
     try:
-        return "passed" if run(name, **SETS[rungs]) else "passed without an op of ours"
+        if not run(name, **SETS[rungs]):
+            return "passed without an op of ours"
+        return "passed, expanded into smaller operators" if "_expanded" in name else "passed"
     except NotOurs as reason:
         return str(reason)
 
@@ -101,6 +104,7 @@ def test_the_count_does_not_fall(rungs):
     counts = Counter(verdict(name, rungs) for name in CASES)
     print(rungs, dict(counts))
     assert counts == EXPECTED
+    assert counts["passed"] + counts["passed, expanded into smaller operators"] >= 245  # what was promised
 
 
 @pytest.mark.parametrize("name", SKIPPED)
@@ -115,7 +119,16 @@ def test_skipped_cases_still_fail(name):
 WITHOUT_CASES = {"feed_forward", "geglu", "quick_gelu", "upsample_conv2d", "upsample_nearest"}
 
 
-FAST = 1e-6  # of a fast rung, where sums cancel to 0: Winograd's worst bound is 4e-6 in L2, reached on long sums only
+FAST = 1e-6  # slack of a fast rung, for whose bound a 0 among numbers of size 1 need not be exact
+
+
+# rung -> cases that it passes, with the least sizes lifted; the other cases of its op it refuses with a reason
+PASSED = {
+    "linear/reference": 101, "linear/gemm": 98, "conv2d/reference": 60, "conv2d/im2col": 58, "conv2d/pointwise": 1, "conv2d/winograd2": 21,
+    "conv2d/winograd4": 17, "group_norm/reference": 5, "group_norm/blocked": 5, "layer_norm/reference": 38, "layer_norm/blocked": 38,
+    "softmax/reference": 104, "attention/reference": 42, "attention/chunked": 40, "attention/tiled": 40, "silu/reference": 3, "silu/in_place": 3,
+    "gelu/reference": 5, "gelu/tanh_polynomial": 5, "embedding/reference": 20, "timestep_embedding/reference": 10,
+}  # fmt: skip
 
 
 @cache
@@ -123,7 +136,7 @@ def cases_of() -> dict[str, list[str]]:
     """op of ours -> the cases it computes in"""
     found = {op: [] for op in ops.RUNGS}
     for name in CASES:
-        if verdict(name, "the fastest rungs") == "passed":
+        if verdict(name, "the fastest rungs").startswith("passed"):
             for op in run(name):
                 found[op].append(name)
     return found
@@ -153,4 +166,5 @@ def test_every_rung(rung, no_least_sizes):
             (line,) = [line for line in refusal.why.splitlines() if line.split()[0] == rung.name]
             counts["refused: " + line.partition(f"{rung.idea} · ")[2]] += 1
     print(f"{rung.op}/{rung.name}", dict(counts))
-    assert sum(counts.values()) == len(cases_of()[rung.op]) > 0
+    assert counts["passed"] >= PASSED.get(f"{rung.op}/{rung.name}", 0)
+    assert "refused: " not in counts

@@ -47,6 +47,13 @@ def test_rows_out_of_range_are_done_again(shift):
     assert np.array_equal(y[:, :, ::2], attend("tiled", q, k, v)[:, :, ::2])  # the others are not touched
 
 
+@pytest.mark.parametrize("shift, size", [(60.0, 1e15), (36.0, 1e24)])
+def test_values_that_overflow_before_the_division(shift, size):
+    """Σ exp(s) is within float32, Σ exp(s) v is not, and their quotient is."""
+    q, k, v = draw(1, 1, 3, 300, 8, 5)
+    check(q, k, v * np.float32(size), "large values", mask=np.full((3, 300), shift, dtype="float32"))
+
+
 def test_only_the_lost_rows_are_done_again(monkeypatch):
     again = []
     right = attention.softmax

@@ -1,6 +1,7 @@
 """The pool: every item once, errors reach the caller, nesting ends, and results do not depend on the number of threads."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,6 +31,17 @@ def test_every_item_is_worked_on_once(workers):
     assert sorted(done) == list(range(1000))
 
 
+def test_it_returns_when_the_last_helper_is_done(workers):
+    caller, done = threading.current_thread(), []
+
+    def work(item):
+        time.sleep(0.001 if threading.current_thread() is caller else 0.05)
+        done.append(item)
+
+    parallel_for(range(20), work)
+    assert sorted(done) == list(range(20))
+
+
 def test_nested_calls_end(workers):
     done = []
     parallel_for(range(8), lambda i: parallel_for(range(8), lambda j: parallel_for(range(3), lambda k: done.append((i, j, k)))))
@@ -48,7 +60,7 @@ def test_an_error_reaches_the_caller(workers):
 def test_the_number_of_threads_changes_no_bit():
     """BLAS at one thread, the same pieces: what a worker computes is the same whoever it is."""
     random = np.random.RandomState(5)
-    x, w = random.randn(2, 36, 40, 64).astype("float32"), random.randn(64, 64, 3, 3).astype("float32")
+    x, w = random.randn(2, 36, 40, 128).astype("float32"), random.randn(128, 128, 3, 3).astype("float32")
     tokens, big = random.randn(3000, 64).astype("float32"), random.randn(200, 64).astype("float32")
     q = random.randn(1, 2, 700, 40).astype("float32")
     calls = [

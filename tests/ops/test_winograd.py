@@ -32,7 +32,7 @@ def test_the_three_transforms_make_a_convolution(F):
 @pytest.mark.parametrize("size", [(1, 32, 32), (2, 33, 47), (1, 67, 35), (3, 41, 38)], ids=str)
 @pytest.mark.parametrize("rung", sorted(BOUNDS))
 def test_stays_within_its_bound(rung, size, padding):
-    x, w, b = draw(*size, 64, 71)
+    x, w, b = draw(*size, 128, 131)
     with ops.using(conv2d=rung):
         y = ops.conv2d(x, w, b, padding=padding)
     truth = ops.conv2d(*(a.astype("float64") for a in (x, w, b)), padding=padding)
@@ -44,7 +44,7 @@ def test_stays_within_its_bound(rung, size, padding):
 @pytest.mark.parametrize("tiles", [1, 7, 10_000])
 @pytest.mark.parametrize("rung", sorted(BOUNDS))
 def test_blocks_of_any_size_give_the_same(rung, tiles, monkeypatch):
-    x, w, b = draw(2, 34, 37, 64, 64)
+    x, w, b = draw(2, 34, 37, 128, 128)
     monkeypatch.setattr(winograd, "TILES", tiles)
     with ops.using(conv2d=rung):
         y = ops.conv2d(x, w, None, padding=1)
@@ -59,7 +59,7 @@ def test_the_points_halve_the_error_of_the_customary_ones():
 
 
 def test_says_when_it_is_not_for_an_input():
-    x, w, b = draw(1, 32, 32, 64, 64)
+    x, w, b = draw(1, 32, 32, 128, 128)
     for call, reason in [
         ((x, w[:, :, :1, :1], b, dict(padding=0)), "3×3 kernels"),
         ((x, w, b, dict(padding=1, stride=2)), "stride 1"),
@@ -72,7 +72,7 @@ def test_says_when_it_is_not_for_an_input():
 
 
 def test_the_exact_profile_does_not_take_it():
-    x, w, b = draw(1, 32, 32, 64, 64)
+    x, w, b = draw(1, 32, 32, 128, 128)
     assert "RUNS" in next(line for line in ops.explain("conv2d", x, w, b, padding=1).splitlines() if "winograd4" in line)
     with ops.using(profile="exact"):
         assert "not exact" in next(line for line in ops.explain("conv2d", x, w, b, padding=1).splitlines() if "winograd4" in line)

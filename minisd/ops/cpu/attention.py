@@ -78,7 +78,7 @@ def tiled(q, k, v, *, scale, mask, causal):
             if keys.start:
                 values += part
         np.divide(values, total[:, None], out=y[b, rows, n])
-        lost = ~((total > 1.0 / SAFE) & (total < SAFE))  # NaN is lost, too
+        lost = ~((total > 1.0 / SAFE) & (total < SAFE) & np.isfinite(values).all(axis=1))  # NaN is lost, too
         if lost.any():
             scores = (q[b, n, rows][lost] * scale) @ k[b, n].T
             y[b, rows, n][lost] = softmax(scores if mask is None else scores + mask[b, n, rows][lost]) @ v[b, n]

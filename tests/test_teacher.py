@@ -1,0 +1,58 @@
+"""Every layer that our traces hold can be computed again from its recorded inputs, alone."""
+
+import numpy as np
+import pytest
+
+from minisd import trace
+from minisd.teacher import NOT_LAYERS, OUR_CUTS, OURS, OURS_ELSEWHERE, OWN, TABLE, reference_class, reference_names, replay
+from minisd.tracefile import TraceFile
+
+from .test_compare import run
+from .tiny_models import CONFIGS, build, make_inputs
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def recorded(request, tmp_path_factory):
+    model = build(request.param, CONFIGS[request.param])
+    path = tmp_path_factory.mktemp(request.param) / "run.safetensors"
+    with trace(to=path, inputs=True):
+        run(model, make_inputs(request.param, batch=2))
+    return model, TraceFile(path)
+
+
+def test_a_replayed_layer_gives_the_bits_of_the_run(recorded):
+    """The same arithmetic on the same inputs; a block that nobody listens to may fuse two steps, so only nearly the same bits."""
+    model, file = recorded
+    for row in file.rows:
+        y = replay(model, row, file.__getitem__)
+        assert y is not None, f"{row['name']} ({row['kind']}) has no teacher"
+        expected = file[row["key"]]
+        assert y.shape == expected.shape and y.dtype == expected.dtype, row["name"]
+        assert np.linalg.norm(y - expected) <= 1e-5 * np.linalg.norm(expected), row["name"]
+
+
+def test_inputs_are_cast_to_the_models_dtype_but_for_timesteps(recorded):
+    model, file = recorded
+    exact, row = model.astype("float64"), file.rows[-1]
+    assert replay(exact, row, file.__getitem__).dtype == np.float64
+
+
+def test_what_no_layer_answers_for_is_none(recorded):
+    model, file = recorded
+    row = file.rows[0]
+    assert replay(model, {**row, "kind": "Dropout"}, file.__getitem__) is None
+    assert replay(model, {key: value for key, value in row.items() if key != "inputs"}, file.__getitem__) is None
+
+
+def test_our_kinds_lead_to_the_references_classes():
+    assert {OUR_CUTS.get(kind, kind) for kind, _ in [*OURS.values(), *OURS_ELSEWHERE.values()]} <= set(TABLE)
+    assert set(OUR_CUTS) == set(OWN) and not set(TABLE) & (set(OWN) | NOT_LAYERS)
+    for name, kind, expected in (
+        ("unet.mid_block", "mid_block", "UNetMidBlock2DCrossAttn"), ("vae.decoder.mid_block", "mid_block", "UNetMidBlock2D"),
+        ("text_encoder.text_model.encoder", "encoder", "CLIPEncoder"), ("vae.encoder", "encoder", "Encoder"),
+        ("unet.conv_in", "conv2d", "Conv2d"), ("unet.conv_in", "Conv2d", "Conv2d"), ("x", "SiLU", "SiLU"),
+    ):  # fmt: skip
+        assert reference_class({"name": name, "kind": kind}) == expected
+    resnet = {"name": "unet.mid_block.resnets.0", "kind": "resnet_block"}
+    assert reference_names(resnet, {"x": "a", "t_emb": "b"}) == {"input_tensor": "a", "temb": "b"}
+    assert reference_names({**resnet, "kind": "ResnetBlock2D"}, {"input_tensor": "a"}) == {"input_tensor": "a"}
