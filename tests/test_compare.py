@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,6 +257,7 @@ def test_nan_is_never_within_a_budget(tmp_path, bad):
         result = two(tmp_path, x, y)
         assert not result.same and result.first_divergence().verdict == "NAN"
     assert "1 NaN or Inf in ours, 0 in the reference" in two(tmp_path, a, b).headline()
+    assert json.loads(json.dumps(two(tmp_path, a, b).to_dict(), allow_nan=False))["rows"][0]["l2"] is None
 
 
 def test_shapes(tmp_path):
@@ -308,6 +312,12 @@ def test_budgets_are_numbers():
     assert own_budget("GroupNorm", 0, "float32") == 16 * u and own_budget("GroupNorm", 0, "float64") == 16 * 2.0**-53
     assert own_budget("Linear", 11520, "float32") < 5e-6, "the project's limit for a layer against diffusers"
     assert own_budget("ResnetBlock2D", 0, "float32") < 5e-6
+
+
+def test_the_table_in_the_docs_is_current():
+    tool = Path(__file__).parents[1] / "tools" / "make_numerics_table.py"
+    done = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_text_and_json(case, monkeypatch, tmp_path):

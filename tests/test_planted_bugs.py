@@ -24,7 +24,7 @@ EVERYTHING = (*UNETS, "vae", *CLIPS)
 
 @dataclass(frozen=True)
 class Bug:
-    """plant(monkeypatch) makes the mistake; in each of `models` exactly the modules at or above a path that matches `where` get it wrong."""
+    """plant(monkeypatch) makes the mistake; exactly the modules at or above a path that matches get it wrong."""
 
     plant: Callable
     where: dict  # model -> regular expression
@@ -69,8 +69,8 @@ def interleaved_heads(q, k, v, *, heads, causal=False):
     def swap(x, n):
         return x.reshape(*x.shape[:2], n, -1).swapaxes(2, 3).reshape(x.shape)
 
-    y = right_multi_head(swap(q, q.shape[-1] // heads), swap(k, k.shape[-1] // heads), swap(v, v.shape[-1] // heads), heads=heads, causal=causal)
-    return swap(y, heads)
+    D = q.shape[-1] // heads
+    return swap(right_multi_head(swap(q, D), swap(k, D), swap(v, D), heads=heads, causal=causal), heads)
 
 
 def swapped_q_and_k(q, k, v, *, heads, causal=False):
@@ -110,7 +110,9 @@ def tanh_in_clip(monkeypatch):
 
 NOWHERE, WHOLE_MODEL = "(?!)", ""
 BUGS = {
-    "eps 1e-6 in the UNet's resnets, 1e-5 in the VAE's": Bug(replace(resnet, "group_norm", swapped_eps), everywhere(r"resnets\.\d", (*UNETS, "vae"))),
+    "eps 1e-6 in the UNet's resnets, 1e-5 in the VAE's": Bug(
+        replace(resnet, "group_norm", swapped_eps), everywhere(r"resnets\.\d", (*UNETS, "vae"))
+    ),
     "eps 1e-6 in the UNet's last norm": Bug(replace(unet, "group_norm", swapped_eps), everywhere(WHOLE_MODEL, UNETS)),
     "eps 1e-5 in the VAE's last norms": Bug(replace(vae, "group_norm", swapped_eps), {"vae": "encoder|decoder"}),
     "eps 1e-5 in the transformers' group norm": Bug(

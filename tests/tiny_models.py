@@ -114,7 +114,7 @@ def make_weights(shapes: dict) -> dict:
 
 
 def make_tensor(name: str, shape: tuple) -> np.ndarray:
-    """One tensor such that activations stay near 1: 1/√fan_in for matrices, 1 ± 0.2 for norms; quiet where the module's docstring says."""
+    """One tensor: 1/√fan_in for matrices, 1 ± 0.2 for norms, so that activations stay near 1; quiet where this file's docstring says."""
     module, leaf = name.rsplit(".", 1)
     x = random(name).standard_normal(shape)
     if "embedding" in module.rsplit(".", 1)[-1]:
@@ -144,11 +144,12 @@ def make_inputs(name: str, size: tuple | None = None, batch: int = 2, config: di
     config, size, draw = config or CONFIGS[name], size or SIZES[name], random(name)
     if name.startswith("unet"):
         H, W = size
-        context = config["cross_attention_dim"]
+        width = config["cross_attention_dim"]
+        width = width if isinstance(width, int) else width[0]
         return {
             "sample": draw.standard_normal((batch, config["in_channels"], H, W)).astype("float32"),
             "timestep": np.array([501.25, 7.0, 999.0][:batch]),  # LMS asks for fractions
-            "encoder_hidden_states": draw.standard_normal((batch, 11, context if isinstance(context, int) else context[0])).astype("float32"),
+            "encoder_hidden_states": draw.standard_normal((batch, 11, width)).astype("float32"),
         }
     if name.startswith("vae"):
         H, W = size

@@ -35,7 +35,7 @@ def command(model, suite, variant, as_json):
         checks += schedulers()
     ok = all(check["ok"] for check in checks)
     if as_json:
-        click.echo(json.dumps({"ok": ok, "checks": checks}))
+        click.echo(json.dumps({"ok": ok, "checks": [{**c, "error": c["error"] if math.isfinite(c["error"]) else None} for c in checks]}))
     else:
         for check in checks:
             click.echo(f"{'ok' if check['ok'] else 'WRONG':<6} {check['name']:<46} {check['error']:.1e} of {check['allowed']:.1e} {check.get('note', '')}".rstrip())

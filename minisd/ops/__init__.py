@@ -14,6 +14,7 @@ import math
 
 import numpy as np
 
+from ..backend import array_module
 from ..errors import ContractError, UsageError
 from . import reference as _reference  # the lowest rung of every ladder registers first
 from . import cpu as _cpu
@@ -141,13 +142,15 @@ def attention(q, k, v, *, scale, mask=None, causal=False):
     _expect(q.ndim == k.ndim == v.ndim == 4, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} are not [B, N, S, D]")
     fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3] and k.shape[2] == v.shape[2] > 0
     _expect(fits, "attention", f"q {q.shape}, k {k.shape}, v {v.shape} do not fit")
+    _expect(not causal or q.shape[2] <= k.shape[2], "attention", f"causal with {q.shape[2]} queries but {k.shape[2]} keys")
     if mask is not None:
         scores = (*q.shape[:3], k.shape[2])
         fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(scores)))
         _expect(fits, "attention", f"mask {mask.shape} cannot be broadcast to [B, N, S, T] = {scores}")
+        if causal:  # one mask for both, so that the check below sees what is left
+            mask, causal = mask + _reference.causal_mask(scores[2:], mask.dtype, array_module(mask)), False
         _expect((mask.max(axis=-1) > -math.inf).all(), "attention", "the mask has a row of −∞: that query sees no key",
                 "leave at least one key in every row; drop the queries that have none")  # fmt: skip
-    _expect(not causal or q.shape[2] <= k.shape[2], "attention", f"causal with {q.shape[2]} queries but {k.shape[2]} keys")
     return dispatch("attention", q, k, v, scale=scale, mask=mask, causal=causal)
 
 
@@ -197,6 +200,7 @@ def embedding(ids, table):
     ids [...] integers in 0 … V−1, table [V, C] -> [..., C]
     """
     _expect(ids.dtype.kind in "iu", "embedding", f"ids are {ids.dtype}, not integers")
+    _expect(table.ndim == 2, "embedding", f"the table {table.shape} is not [V, C]")
     if ids.size:
         low, high = int(ids.min()), int(ids.max())
         _expect(0 <= low and high < table.shape[0], "embedding", f"ids {low} … {high} lie outside the table of {table.shape[0]} rows",

@@ -58,7 +58,7 @@ def group_norm(x, w, b, *, groups, eps, act):
     """y = (x − μ) / √(σ² + ε) · γ + β, with μ and the biased σ² over each group of channels and all pixels; sums in float64."""
     xp = array_module(x)
     B, C = x.shape[0], x.shape[-1]
-    g = x.reshape(B, -1, groups, C // groups).astype("float64")  # [B, S, G, C/G]
+    g = x.reshape(B, math.prod(x.shape[1:-1]), groups, C // groups).astype("float64")  # [B, S, G, C/G]
     mean = g.mean(axis=(1, 3), keepdims=True)
     variance = ((g - mean) ** 2).mean(axis=(1, 3), keepdims=True)
     y = ((g - mean) / xp.sqrt(variance + eps)).reshape(x.shape) * w + b

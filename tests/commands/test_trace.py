@@ -75,6 +75,9 @@ def test_a_wrong_weight_is_named_at_once(minisd, monkeypatch):
     with np.errstate(invalid="ignore"):
         code, _, err = minisd("trace", PROMPT, "--check", "ops", *FAST)
     assert code == 5 and "ff.net.0 (geglu)" in err and os.listdir(".") == []
+    with np.errstate(invalid="ignore"):
+        code, _, err = minisd("generate", PROMPT, "--check", "ops", *FAST)
+    assert code == 5 and "ff.net.0 (geglu)" in err and os.listdir(".") == []
 
 
 @pytest.mark.parametrize(

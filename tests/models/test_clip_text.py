@@ -106,7 +106,11 @@ def test_wrong_ids_are_refused(ids, complaint):
 
 @pytest.mark.parametrize(
     "shape, dtype, complaint",
-    [((1, 5, 29), "float32", r"embeddings has the shape \[1, 5, 29\], not \[any, any, 28\]"), ((5, 28), "float32", r"\[5, 28\]"), ((1, 5, 28), "float64", "is float64")],
+    [
+        ((1, 5, 29), "float32", r"embeddings has the shape \[1, 5, 29\], not \[any, any, 28\]"),
+        ((5, 28), "float32", r"embeddings has the shape \[5, 28\]"),
+        ((1, 5, 28), "float64", "embeddings is float64, the weights are float32"),
+    ],
 )
 def test_wrong_embeddings_are_refused(shape, dtype, complaint):
     with pytest.raises(ContractError, match=complaint):

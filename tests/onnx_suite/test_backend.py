@@ -21,7 +21,7 @@ from minisd.errors import UsageError
 from minisd.ops import cpu
 from tests.onnx_suite.adapters import OPERATORS, TABLE, NotOurs, facade
 
-pytestmark = pytest.mark.skipif(onnx.__version__ != "1.22.0", reason="the counts are those of onnx 1.22.0; later wheels carry no node cases")
+pytestmark = pytest.mark.skipif(onnx.__version__ != "1.22.0", reason="the counts are those of 1.22.0; later wheels hold no node cases")
 
 SKIPPED = {
     "test_mish_expanded": "its Tanh near 0 is our softmax of [x, −x], 1e-7 off; the standard allows 1e-3 of a result that is nearly 0",
@@ -73,9 +73,10 @@ def run(name: str, slack=0.0, **choices) -> set[str]:
     with ops.using(**choices):
         outputs = evaluator.run(None, inputs)
     for y, expected in zip(outputs, stored(case, "output"), strict=True):
-        assert y.dtype == expected.dtype and y.shape == expected.shape, f"{y.dtype} {y.shape}, expected {expected.dtype} {expected.shape}"
+        assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
         y, expected = y.astype("float64"), expected.astype("float64")
-        np.testing.assert_allclose(y, expected, rtol=case.rtol, atol=case.atol + slack * np.abs(expected).max(initial=0.0, where=np.isfinite(expected)))
+        largest = np.abs(expected).max(initial=0.0, where=np.isfinite(expected))
+        np.testing.assert_allclose(y, expected, rtol=case.rtol, atol=case.atol + slack * largest)
     return set(facade.called)
 
 

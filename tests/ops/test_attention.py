@@ -87,3 +87,17 @@ def test_memory_at_64x64_latents():
     finally:
         tracemalloc.stop()
     assert peak <= attention.SCORE_BYTES + (1 << 20) <= S * S * 4 / 4
+
+
+@pytest.mark.parametrize("rung", [r.name for r in ops.RUNGS["attention"]])
+def test_a_mask_and_causal_together_are_one_mask(rung):
+    q, k, v = np.random.RandomState(0).standard_normal((3, 1, 2, 5, 4)).astype("float32")
+    mask = np.zeros((5, 5), dtype="float32")
+    mask[:, 1] = -np.inf
+    both = mask + np.triu(np.full((5, 5), -np.inf, dtype="float32"), k=1)
+    with ops.using(attention=rung):
+        together = ops.attention(q, k, v, scale=0.5, mask=mask, causal=True)
+        np.testing.assert_array_equal(together, ops.attention(q, k, v, scale=0.5, mask=both))
+        mask[:, 0] = -np.inf  # now the first query sees nothing: key 0 is masked, the others come later
+        with pytest.raises(ContractError, match="a row of −∞"):
+            ops.attention(q, k, v, scale=0.5, mask=mask, causal=True)
