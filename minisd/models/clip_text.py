@@ -17,7 +17,7 @@ from .model import Model, expect_input
 @layer
 def embeddings(p, ids):
     """token + position.        ids [B, T] -> [B, T, C]        transformers `CLIPTextEmbeddings`"""
-    positions = array_module(ids).arange(ids.shape[1], dtype="int64")
+    positions = array_module(ids).arange(ids.shape[1], dtype="int64")[None]  # [1, T]
     return embedding(p.token_embedding, ids) + embedding(p.position_embedding, positions)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minisd import ops
+from minisd.errors import ContractError
 from minisd.ops.cpu import attention
 from tests.numerics import assert_close_f64
 
