@@ -4,11 +4,13 @@
     result = diff(pipe, "reference.safetensors")                    # teacher forced: every layer is fed what the reference recorded
     print(result.first_divergence())
 
-Where both traces hold the inputs of the layers, an error counts as inherited if they were off already; else if it is no larger than what came
-before explains. Teacher forced, every error is a layer's own. The error of a layer is its relative L2 distance ‖ours − ref‖ / ‖ref‖; its budget is a number of unit roundoffs u (2⁻²⁴ in float32)
-that follows from what it computes (`own_budget`). Free running, a layer may also be GROWTH times as far off as anything before it;
-teacher forced, WIDER times as far as its own float32 result is from its own float64 result. With a float64 `truth` it may be FACTOR
-times as far from it as the reference is. Everything is written `error <= allowed`, so that NaN fails.
+The error of a layer is its relative L2 distance ‖ours − ref‖ / ‖ref‖; its budget is a number of unit roundoffs u (2⁻²⁴ in float32)
+that follows from what it computes (`own_budget`). Everything is written `error <= allowed`, so that NaN fails.
+
+    free running      also GROWTH times the largest error before it. Beyond that an error is inherited if the inputs were off already,
+                      where both traces hold them, else if it is at most GROWTH times an error that was beyond its budget
+    teacher forced    also WIDER times the distance of our float32 result from our float64 one; every error is a layer's own
+    with a truth      the budget and FACTOR times the reference's own distance from the float64 truth
 """
 
 import math
@@ -29,8 +31,9 @@ FACTOR = 2.0
 WORST = 32.0  # max|error| / max|ref| may be this many times the allowed relative L2
 # In units of u, both sides' errors together. Layers that hold others have more roundings behind each other.
 BUDGETS = {
-    "Embedding": 1.0, "CLIPTextEmbeddings": 2.0, "GroupNorm": 16.0, "LayerNorm": 16.0, "GEGLU": 32.0, "TimestepEmbedding": 32.0, "Timesteps": ANGLES,
-    **dict.fromkeys(("Encoder", "Decoder", "CLIPEncoder", "CLIPTextModel", "UNet2DConditionModel", "AutoencoderKL.encode", "AutoencoderKL.decode"), 256.0),
+    "Embedding": 1.0, "CLIPTextEmbeddings": 2.0, "GroupNorm": 16.0, "LayerNorm": 16.0, "GEGLU": 32.0, "TimestepEmbedding": 32.0,
+    "Timesteps": ANGLES, "CLIPEncoder": 256.0, "CLIPTextModel": 256.0, "UNet2DConditionModel": 256.0, "Encoder": 256.0, "Decoder": 256.0,
+    "AutoencoderKL.encode": 256.0, "AutoencoderKL.decode": 256.0,
 }  # fmt: skip
 BLOCK = 64.0  # resnets, attention, transformers and the blocks of the models
 
@@ -47,7 +50,11 @@ def own_budget(kind: str, reduction: int, dtype) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One call of one layer. ours, ref: both values where they differ most. ratio: r = err(ours, truth) / err(ref, truth)."""
+    """One call of one layer.
+
+    l2: of ours against ref, or against the truth where there is one        ours, ref: both values where they differ most
+    ratio: r = err(ours, truth) / err(ref, truth)
+    """
 
     name: str
     call: int
@@ -99,19 +106,19 @@ class Diff:
         return float(np.median(ratios)) if ratios else None
 
     def headline(self) -> str:
-        first = self.first_divergence()
+        first, n = self.first_divergence(), len(self.rows)
         if first is None:
             worst = max(self.rows, key=lambda row: row.l2 / row.allowed if row.allowed else 0.0)
-            text = f"no divergence in {len(self.rows)} layers, {self.mode}; nearest to its budget: {worst.label}, {worst.l2:.2e} of {worst.allowed:.2e}"
+            text = f"no divergence in {n} layers, {self.mode}; nearest to its budget: {worst.label}, {worst.l2:.2e} of {worst.allowed:.2e}"
         else:
+            values = f"at {list(first.worst)} ours {first.ours:.9g}, ref {first.ref:.9g}"
+            fault = first.note or f"relative L2 {first.l2:.2e}, allowed {first.allowed:.2e}; {values}"
             count = sum(row.wrong for row in self.rows)
-            text = f"first divergence, {self.mode}: {first.label} ({first.kind or 'unknown kind'}): " + (
-                first.note or f"relative L2 {first.l2:.2e}, allowed {first.allowed:.2e}; at {list(first.worst)} ours {first.ours:.9g}, ref {first.ref:.9g}"
-            )
-            text += f"; {count} of {len(self.rows)} layers are off by themselves" if count > 1 else f"; the other {len(self.rows) - 1} layers are not off by themselves"
-        median = self.median_ratio()
-        if median is not None:
-            text += f"\ncloseness r = err(ours) / err(ref): median {median:.2f}, largest {max(row.ratio for row in self.rows if row.ratio is not None):.2f}"
+            text = f"first divergence, {self.mode}: {first.label} ({first.kind or 'unknown kind'}): {fault}"
+            text += f"\n{count} of {n} layers are off by themselves, {sum(row.verdict == 'inherits' for row in self.rows)} inherit"
+        ratios = [row.ratio for row in self.rows if row.ratio is not None]
+        if ratios:
+            text += f"\ncloseness r = err(ours) / err(ref): median {self.median_ratio():.2f}, largest {max(ratios):.2f}"
         for names, side in ((self.only_ours, "ours"), (self.only_ref, "the reference")):
             if names:
                 text += f"\n{len(names)} names only in {side}: {', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
@@ -144,8 +151,10 @@ class Diff:
 
 def _cells(row: Row) -> tuple:
     ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    numbers = (f"{row.l2:.2e}", f"{row.allowed:.2e}", f"{row.max_abs:.2e}", ",".join(map(str, row.worst)), f"{row.ours:.7g}", f"{row.ref:.7g}")
-    return (row.verdict, row.name, str(row.call), "×".join(map(str, row.shape)), *numbers, f"{1.0 - row.cosine:.1e}", f"{row.ulp:.3g}", ratio)
+    place = row.verdict, row.name, str(row.call), "×".join(map(str, row.shape))
+    errors = f"{row.l2:.2e}", f"{row.allowed:.2e}", f"{row.max_abs:.2e}"
+    values = ",".join(map(str, row.worst)), f"{row.ours:.7g}", f"{row.ref:.7g}"
+    return (*place, *errors, *values, f"{1.0 - row.cosine:.1e}", f"{row.ulp:.3g}", ratio)
 
 
 # ----- the comparison ------------------------------------------------------------------------------------------------------
@@ -186,9 +195,8 @@ def _free_running(ours: TraceFile, ref: TraceFile, truth: TraceFile | None, rtol
     places = [place for place in mine if place in theirs]  # in our order of execution: that of a foreign file may be alphabetical
     result.only_ours, result.only_ref = (_names_only_in(a, b) for a, b in ((mine, theirs), (theirs, mine)))
     if not places:
-        raise UsageError(
-            f"{ours.path} and {ref.path} have no layer in common", f"{next(iter(mine))[0]} …; {next(iter(theirs))[0]} …", "trace the same model in both"
-        )
+        why = f"{next(iter(mine))[0]} …; {next(iter(theirs))[0]} …"
+        raise UsageError(f"{ours.path} and {ref.path} have no layer in common", why, "trace the same model in both")
     healthy, sick = 0.0, 0.0  # the largest errors so far: of the layers within their budgets, and of all
     for place in places:
         a, b = ours[mine[place]["key"]], ref[theirs[place]["key"]]
@@ -226,10 +234,8 @@ def _inputs_are_off(ours: TraceFile, mine: dict, ref: TraceFile, theirs: dict, a
 def _error_of_reference(b, y, truth: TraceFile, place: tuple) -> float:
     error = _relative(_like(b, y), y)
     if not error <= 0.1:
-        raise UsageError(
-            f"{truth.path} is not the truth of this run", f"at {key(*place)} the reference is {error:.2g} away from it, which no rounding explains",
-            "trace the same prompt, seed, steps and size with --dtype float64",
-        )  # fmt: skip
+        why = f"at {key(*place)} the reference is {error:.2g} away from it, which no rounding explains"
+        raise UsageError(f"{truth.path} is not the truth of this run", why, "trace the same prompt, seed, steps and size with --dtype float64")
     return error
 
 
@@ -268,13 +274,13 @@ def _models(ours) -> dict:
 
 
 def _conditioning(model: Model, row: dict, ref: TraceFile) -> float:
-    """How much a norm enlarges the rounding of its input: √(1 + μ²/σ²), of the group or token where it is largest; 1 for other layers."""
+    """How much a norm enlarges the rounding of its input: √(1 + μ²/(σ² + ε)), root mean square over groups or tokens; 1 for other layers."""
     kind = reference_class(row)
     if kind not in ("GroupNorm", "LayerNorm"):
         return 1.0
     x = ref[next(iter(row["inputs"].values()))].astype("float64")
     groups = x.reshape(x.shape[0], model.config.norm_num_groups, -1) if kind == "GroupNorm" else x
-    return math.sqrt(1.0 + float((groups.mean(axis=-1) ** 2 / np.maximum(groups.var(axis=-1), 1e-12)).max()))
+    return math.sqrt(1.0 + float((groups.mean(axis=-1) ** 2 / (groups.var(axis=-1) + 1e-6)).mean()))
 
 
 # ----- measures of two arrays ----------------------------------------------------------------------------------------------
@@ -299,7 +305,8 @@ def _measure(place: tuple, row: dict, a, b, truth) -> Row:
     dtype = _coarser(a, b)
     spacing = float(np.spacing(np.abs(y[worst]).astype(dtype)))
     return Row(
-        **common, verdict="ok", l2=_relative(x, y), max_abs=float(error[worst]), worst=tuple(map(int, worst)), ours=float(x[worst]), ref=float(y[worst]),
+        **common, verdict="ok", l2=_relative(x, y), max_abs=float(error[worst]),
+        worst=tuple(map(int, worst)), ours=float(x[worst]), ref=float(y[worst]),
         cosine=_cosine(x, y), ulp=float(error[worst]) / spacing,
         ratio=None if truth is None else _ratio(_relative(_like(x, truth), truth), _relative(_like(y, truth), truth)),
     )  # fmt: skip
@@ -317,7 +324,7 @@ def _judged(row: Row, allowed: float, b, rtol, atol) -> Row:
 
 
 def _like(a, b):
-    """a in the shape of b where both hold the same values in the same order: [B, C, H, W] for [B, C, HW], as in torch's VAE, or [T, C] for [1, T, C]."""
+    """a in the shape of b where that keeps the order of the values: [B, C, H, W] for [B, C, HW], as in torch's VAE; [T, C] for [1, T, C]."""
     flattened = a.size == b.size and a.shape[:2] == b.shape[:2]
     return a.reshape(b.shape) if flattened or [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1] else a
 

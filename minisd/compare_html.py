@@ -19,7 +19,8 @@ def page(result: Diff) -> str:
     first = result.first_divergence()
     title = "No divergence" if first is None else f"First divergence: {first.label}"
     body = "".join(_branch(name, node) for name, node in _tree(result.rows).items())
-    legend = " ".join(f"{_swatch(used)}{text}" for used, text in ((0.01, "a hundredth of the budget"), (0.3, "a third"), (1.0, "all"), (100.0, "a hundred times")))
+    scale = ((0.01, "a hundredth of the budget"), (0.3, "a third"), (1.0, "all"), (10.0, "ten times"))
+    legend = " ".join(f"{_swatch(share)}{text}" for share, text in scale)
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>\n'
         f"<h1>{html.escape(title)}</h1>\n<pre>{html.escape(result.headline())}</pre>\n<p>{legend}</p>\n{body}</html>\n"
@@ -68,7 +69,8 @@ def _rows(node: dict):
 
 def _line(name: str, row: Row) -> str:
     step = f" step {row.call}" if row.call else ""
-    numbers = f"{'×'.join(map(str, row.shape))} · L2 {row.l2:.2e} of {row.allowed:.2e} · max {row.max_abs:.2e} at {list(row.worst)} · {row.verdict} {row.note}"
+    errors = f"L2 {row.l2:.2e} of {row.allowed:.2e} · max {row.max_abs:.2e} at {list(row.worst)}"
+    numbers = f"{'×'.join(map(str, row.shape))} · {errors} · {row.verdict} {row.note}"
     ratio = "" if row.ratio is None else f" · r {row.ratio:.2f}"
     style = ' class="wrong"' if row.wrong else ""
     return f'{_swatch(used(row))}<span{style}>{html.escape(name + step)}</span><span class="numbers">{html.escape(numbers + ratio)}</span> '

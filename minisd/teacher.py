@@ -153,7 +153,8 @@ def reference_class(row: dict) -> str:
 def reference_names(row: dict, inputs: dict) -> dict:
     """`inputs` of a manifest's row under the names of the reference's arguments."""
     kind, names = _answer(row)
-    names = {**(names or {}), **({"x": "input"} if kind == "conv2d" else {"x": "hidden_states", "t_emb": "temb"} if kind == "up_block" else {})}
+    cut = {"conv2d": {"x": "input"}, "up_block": {"x": "hidden_states", "t_emb": "temb"}}
+    names = {**(names or {}), **cut.get(kind, {})}
     return {names.get(name, name): stored for name, stored in inputs.items()}
 
 

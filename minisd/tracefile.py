@@ -177,7 +177,8 @@ class Recorder:
         return table(self.rows)
 
     def _unwritable(self, error: OSError, path=None) -> ResourceError:
-        return ResourceError(f"{path or self.path}: could not be written", error.strerror or str(error), "free some disk space, or choose another path")
+        what = f"{path or self.path}: could not be written"
+        return ResourceError(what, error.strerror or str(error), "free some disk space, or choose another path")
 
 
 def _official(x: np.ndarray, kind: str) -> np.ndarray:
@@ -227,13 +228,15 @@ class TraceFile:
     def _row(self, stored: str) -> dict:
         name, call = split_key(stored)
         tensor = self.tensors[stored]
-        return {"key": stored, "name": name, "call": call, "kind": "", "shape": list(tensor.shape), "dtype": DTYPES.get(tensor.dtype, tensor.dtype)}
+        dtype = DTYPES.get(tensor.dtype, tensor.dtype)
+        return {"key": stored, "name": name, "call": call, "kind": "", "shape": list(tensor.shape), "dtype": dtype}
 
     def __getitem__(self, stored: str) -> np.ndarray:
         try:
             return self.tensors[stored].read()
         except KeyError:
-            raise ModelFileError(f"{self.path}: there is no {stored}", "its manifest promises it: the file was changed", "make the trace again") from None
+            why = "its manifest promises it: the file was changed"
+            raise ModelFileError(f"{self.path}: there is no {stored}", why, "make the trace again") from None
 
 
 def read_manifest(path) -> dict | None:
@@ -246,7 +249,8 @@ def read_manifest(path) -> dict | None:
     try:
         manifest = json.loads(text)
         rows = manifest["rows"]
-        valid = manifest["format"] == FORMAT and all(all(isinstance(r[k], str) for k in ("key", "name", "kind")) and r["call"] >= 0 for r in rows)
+        named = all(isinstance(row[field], str) for row in rows for field in ("key", "name", "kind"))
+        valid = manifest["format"] == FORMAT and named and all(row["call"] >= 0 for row in rows)
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid:

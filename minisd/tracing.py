@@ -71,8 +71,8 @@ def tap(p, name: str, x):
 
     x: an array, or a function that makes one: it is called only for a listener whose patterns ask for taps, with a slash in them.
     """
-    full = f"{p.path}/{name}"
     for listen in _LISTENERS.get():
+        full = f"{p.path}/{name}"
         if not callable(x):
             listen(Event(full, "tap", (), x, 0.0))
         elif any("/" in pattern and fnmatchcase(full, pattern) for pattern in getattr(listen, "patterns", ())):
@@ -177,7 +177,10 @@ _CHECK: ContextVar[str] = ContextVar("minisd_check", default="blocks")
 
 @contextmanager
 def checking(level: str):
-    """How closely a run is watched for NaN and infinity: "blocks", the default, looks at what the networks return; "ops" at every layer; "off"."""
+    """How closely a run is watched for NaN and infinity.
+
+    level: "blocks", the default, looks at what the networks return; "ops" at every layer; "off" at nothing
+    """
     if level not in CHECKS:
         raise UsageError(f"there is no check {level!r}", "", f"use one of {', '.join(CHECKS)}")
     token = _CHECK.set(level)

@@ -1,5 +1,7 @@
 """Every layer that our traces hold can be computed again from its recorded inputs, alone."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -31,10 +33,20 @@ def test_a_replayed_layer_gives_the_bits_of_the_run(recorded):
         assert np.linalg.norm(y - expected) <= 1e-5 * np.linalg.norm(expected), row["name"]
 
 
-def test_inputs_are_cast_to_the_models_dtype_but_for_timesteps(recorded):
+def test_inputs_are_cast_to_the_models_dtype_but_for_timesteps(recorded, monkeypatch):
+    """LMS asks for fractions of a timestep, which float32 cannot hold."""
     model, file = recorded
-    exact, row = model.astype("float64"), file.rows[-1]
-    assert replay(exact, row, file.__getitem__).dtype == np.float64
+    given = {}
+
+    def spy(site, **inputs):
+        given.update({name: x.dtype.name for name, x in inputs.items()})
+        return np.zeros(1, dtype=model.dtype)
+
+    kind = reference_class(file.rows[-1])
+    spy.__signature__ = inspect.signature(TABLE[kind])
+    monkeypatch.setitem(TABLE, kind, spy)
+    replay(model, file.rows[-1], lambda key: file[key].astype("float64"))
+    assert given and all(dtype == ("float64" if name == "timestep" else "float32") for name, dtype in given.items())
 
 
 def test_what_no_layer_answers_for_is_none(recorded):

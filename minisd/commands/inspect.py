@@ -36,7 +36,8 @@ def picture(path: Path) -> dict:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ModelFileError(f"{path} is no readable PNG", str(error), "check the file") from None
     if recipe is None:
-        raise UsageError(f"{path} holds no recipe of minisd", f"it is a picture of {size[0]}×{size[1]}", "only PNGs made without --no-metadata have one")
+        why = f"it is a picture of {size[0]}×{size[1]}"
+        raise UsageError(f"{path} holds no recipe of minisd", why, "only PNGs made without --no-metadata have one")
     return {"kind": "picture", "path": str(path), "size": size, "command": make_again(recipe), "recipe": recipe}
 
 
@@ -79,7 +80,8 @@ def family(header: dict) -> str:
     if "conv_in.weight" in header and any(name.startswith("down_blocks.") for name in header):
         widths = sorted({t.shape[1] for name, t in header.items() if name.endswith("attn2.to_k.weight")})
         text = {768: "SD 1.x", 1024: "SD 2.x"}.get(widths[0] if len(widths) == 1 else 0, f"text width {' or '.join(map(str, widths)) or 'unknown'}")
-        inputs = {4: "text to image", 9: "inpainting", 8: "pix2pix"}.get(header["conv_in.weight"].shape[1], f"{header['conv_in.weight'].shape[1]} channels in")
+        channels = header["conv_in.weight"].shape[1]
+        inputs = {4: "text to image", 9: "inpainting", 8: "pix2pix"}.get(channels, f"{channels} channels in")
         return f"UNet of diffusers, {text}, {inputs}"
     if "decoder.conv_in.weight" in header:
         return "VAE of diffusers"
@@ -105,8 +107,8 @@ def folder(target: str) -> dict:
         for name in [name for name in listing(root / component) if name.endswith(".safetensors")]:
             header = read_header(root / component / name)
             parts.append({
-                "component": component, "file": name, "tensors": len(header), "expected": len(shapes), "dtypes": sorted({t.dtype for t in header.values()}),
-                "bytes": (root / component / name).stat().st_size, "family": family(header),
+                "component": component, "file": name, "tensors": len(header), "expected": len(shapes),
+                "dtypes": sorted({t.dtype for t in header.values()}), "bytes": (root / component / name).stat().st_size, "family": family(header),
             })  # fmt: skip
     return {"kind": "model", "path": str(root), "classes": {k: v for k, v in index.items() if not k.startswith("_")}, "parts": parts}
 
@@ -119,7 +121,8 @@ def describe(found: dict) -> list:
     if found["kind"] == "model":
         lines = [f"{found['path']}: a pipeline", *(f"  {part}: {name}" for part, name in found["classes"].items())]
         for p in found["parts"]:
-            lines.append(f"  {p['component']}/{p['file']}: {p['tensors']} tensors ({p['expected']} expected), {', '.join(p['dtypes'])}, {p['bytes']:,} bytes: {p['family']}")
+            count = f"{p['tensors']} tensors ({p['expected']} expected), {', '.join(p['dtypes'])}, {p['bytes']:,} bytes"
+            lines.append(f"  {p['component']}/{p['file']}: {count}: {p['family']}")
         return lines
     lines = [f"{found['path']}: {found['kind']}, {found['bytes']:,} bytes, {len(found['tensors'])} tensors: {found['family']}"]
     lines += [f"  {t['name']}  {t['dtype']}  {'×'.join(map(str, t['shape'])) or 'scalar'}" for t in found["tensors"]]

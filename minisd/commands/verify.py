@@ -38,7 +38,8 @@ def command(model, suite, variant, as_json):
         click.echo(json.dumps({"ok": ok, "checks": [{**c, "error": c["error"] if math.isfinite(c["error"]) else None} for c in checks]}))
     else:
         for check in checks:
-            click.echo(f"{'ok' if check['ok'] else 'WRONG':<6} {check['name']:<46} {check['error']:.1e} of {check['allowed']:.1e} {check.get('note', '')}".rstrip())
+            verdict, numbers = "ok" if check["ok"] else "WRONG", f"{check['error']:.1e} of {check['allowed']:.1e}"
+            click.echo(f"{verdict:<6} {check['name']:<46} {numbers} {check.get('note', '')}".rstrip())
         click.echo(f"{sum(check['ok'] for check in checks)} of {len(checks)} checks passed")
     sys.exit(0 if ok else 1)
 
