@@ -3,7 +3,7 @@
 import math
 
 from .. import ops
-from ..tracing import layer, listening
+from ..tracing import layer, listening, tap
 from .basic import conv2d, group_norm, layer_norm, linear
 
 # Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.
@@ -11,19 +11,26 @@ TRANSFORMER_GROUP_NORM_EPS = 1e-6
 TRANSFORMER_LAYER_NORM_EPS = 1e-5
 
 
+def split_heads(x, heads):
+    """Cuts the channels into heads.        [B, S, C] -> [B, N, S, D] with D = C / N, without a copy"""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+
+
 def multi_head(q, k, v, *, heads, causal=False):
     """Cuts the channels into heads, attends, and joins the heads: softmax(Q Kᵀ / √D) V.
 
-    q [B, S, C], k and v [B, T, C] -> [B, S, C] with D = C / heads. The softmax is computed in float32 or wider always, which is
-    what `upcast_attention` of SD 2.1 asks for.
+    q [B, S, C], k and v [B, T, C] -> [B, S, C]. The softmax is computed in float32 or wider always, which is what `upcast_attention`
+    of SD 2.1 asks for.
     """
-
-    def split(x):
-        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # [B, N, S, D]
-
-    scale = 1.0 / math.sqrt(q.shape[-1] // heads)
-    y = ops.attention(split(q), split(k), split(v), scale=scale, causal=causal)
+    q_heads, k_heads, v_heads = (split_heads(x, heads) for x in (q, k, v))
+    y = ops.attention(q_heads, k_heads, v_heads, scale=1.0 / math.sqrt(q_heads.shape[-1]), causal=causal)
     return y.transpose(0, 2, 1, 3).reshape(q.shape)
+
+
+def probabilities(q, k, *, heads):
+    """softmax(Q Kᵀ / √D), how much each query looks at each key.        q [B, S, C], k [B, T, C] -> [B, N, S, T], rows sum to 1"""
+    q_heads, k_heads = split_heads(q, heads), split_heads(k, heads)
+    return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1])))
 
 
 @layer
@@ -34,6 +41,7 @@ def attention(p, x, context=None, *, heads):
     """
     context = x if context is None else context
     q, k, v = linear(p.to_q, x), linear(p.to_k, context), linear(p.to_v, context)
+    tap(p, "probs", lambda: probabilities(q, k, heads=heads))  # computed only for who asks for it
     return linear(p.to_out[0], multi_head(q, k, v, heads=heads))
 
 
