@@ -182,12 +182,14 @@ class Plan:
         import numpy as np
 
         o, r = self.options, self.request
-        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        from . import blas
+
+        library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         return {
             "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
             "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
-            "numpy": np.__version__, "blas": f"{blas.get('name')} {blas.get('version')}",
+            "numpy": np.__version__, "blas": f"{library.get('name')} {library.get('version')} {blas.kernel() or ''}".strip(),
         }  # fmt: skip
 
     def save(self, pipe, latents, kept: list, partial: bool):

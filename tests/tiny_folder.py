@@ -18,11 +18,12 @@ from .tiny_models import UNET_SD2, VAE, make_weights
 
 EMBEDDED = Path(minisd.__file__).parent / "weights"
 
+VOCABULARY = len(json.loads((EMBEDDED / "tokenizer" / "vocab.json").read_text()))
 CONFIGS = {
     "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 16, **UNET_SD2},
     "vae": {"_class_name": "AutoencoderKL", "sample_size": 64, "in_channels": 3, "out_channels": 3, "latent_channels": 4, **VAE},
     "text_encoder": {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": 1265, "hidden_size": 22, "intermediate_size": 48,
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": VOCABULARY, "hidden_size": 22, "intermediate_size": 48,
         "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 77, "hidden_act": "gelu", "layer_norm_eps": 1e-5,
         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "projection_dim": 22,
     },

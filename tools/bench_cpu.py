@@ -1,6 +1,6 @@
 """minisd beside torch on the same cores: full-size Stable Diffusion 1.5 with random weights, interleaved in one process.
 
-    python tools/bench_cpu.py                          # all parts but `picture`; about 15 minutes on two cores
+    python tools/bench_cpu.py                          # all parts but `picture`; about an hour on two cores, most of it float64 (--no-float64)
     python tools/bench_cpu.py unet vae_decode --rounds 5
     python tools/bench_cpu.py picture                  # twenty steps, end to end
     python tools/bench_cpu.py --tables                 # only writes the tables in docs/ again from docs/bench_cpu.json

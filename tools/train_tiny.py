@@ -351,6 +351,10 @@ def export(args):
              "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
              "vae": ["diffusers", "AutoencoderKL"]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text("utf-8"))
+        config.pop("_name_or_path", None)  # where --init lay on the machine that trained
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def main():
