@@ -18,7 +18,8 @@ from ..errors import UsageError
 RECORD = Path(__file__).with_suffix(".json")
 PROMPT, SEED, STEPS = "a red apple on a blue background", 7, 4
 POSITIONS = 24
-ALLOWED = 1e-4  # relative L2 of float32 after four guided steps; a right run is a tenth of it or less away
+ALLOWED = 1e-4  # relative L2 of float32 after four guided steps; a right run is a fifth of it or less away
+ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so the picture of a right run is nearer: 4e-7
 
 
 @click.command("verify")
@@ -49,7 +50,7 @@ def command(model, suite, variant, as_json):
 
 def golden() -> list:
     """The embedded model in float32 against the record: the prompt, every step with every sampler, the picture."""
-    return compared(model_values("float32"), json.loads(RECORD.read_text())["model"], ALLOWED)
+    return compared(model_values("float32"), json.loads(RECORD.read_text())["model"], ALLOWED, {"picture": ALLOWED_PICTURE})
 
 
 def schedulers() -> list:
@@ -57,14 +58,16 @@ def schedulers() -> list:
     return compared(scheduler_values(), json.loads(RECORD.read_text())["schedulers"], 1e-6)
 
 
-def compared(values: dict, recorded: dict, allowed: float) -> list:
+def compared(values: dict, recorded: dict, allowed: float, stricter: dict | None = None) -> list:
+    """One check for each value: its relative L2 error is at most `allowed`, or what `stricter` says for its name."""
     if values.keys() != recorded.keys():
         raise UsageError("the record belongs to another version", f"{RECORD.name} and the program differ in what they hold", "install minisd again")
     checks = []
     for name, ours in values.items():
         size = math.hypot(*recorded[name])
         error = math.hypot(*(a - b for a, b in zip(ours, recorded[name], strict=True))) / size
-        checks.append({"name": name, "ok": error <= allowed, "error": error, "allowed": allowed})
+        limit = (stricter or {}).get(name, allowed)
+        checks.append({"name": name, "ok": error <= limit, "error": error, "allowed": limit})
     return checks
 
 
