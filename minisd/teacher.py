@@ -26,7 +26,7 @@ OURS = {
     "conv2d": ("conv2d", {"x": "x", "stride": "stride", "padding": "padding"}),
     "upsample_conv2d": ("upsample_conv2d", {"x": "x", "size": "size"}),
     "linear": ("Linear", {"x": "input"}),
-    "_group_norm": ("GroupNorm", {"x": "input"}),
+    "group_norm": ("GroupNorm", {"x": "input"}),
     "layer_norm": ("LayerNorm", {"x": "input"}),
     "embedding": ("Embedding", {"ids": "input"}),
     "resnet_block": ("ResnetBlock2D", {"x": "input_tensor", "t_emb": "temb"}),

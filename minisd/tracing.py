@@ -57,7 +57,7 @@ def layer(f):
         given = tuple(list(a) if isinstance(a, list) else a for a in args)  # up blocks take from the list of skips
         start = time.perf_counter()
         y = f(p, *args, **kwargs)
-        event = Event(p.path, f.__name__, given, y, time.perf_counter() - start, names, kwargs, p)
+        event = Event(p.path, f.__name__.lstrip("_"), given, y, time.perf_counter() - start, names, kwargs, p)
         for listen in listeners:
             listen(event)
         return y

@@ -326,7 +326,7 @@ def test_text_and_json(case, monkeypatch, tmp_path):
     wrong_eps(monkeypatch)
     result = diff(record(model, inputs, tmp_path / "ours.safetensors", inputs=True), ref, truth=truth)
     text = str(result)
-    assert text.splitlines()[0].startswith(f"first divergence, free running: {NORM} (_group_norm): relative L2 ")
+    assert text.splitlines()[0].startswith(f"first divergence, free running: {NORM} (group_norm): relative L2 ")
     assert "closeness r = err(ours) / err(ref): median" in text
     table = result.table().splitlines()
     assert table[0].split()[:4] == ["verdict", "name", "step", "shape"] and len(table) == len(result.rows) + 1
