@@ -128,7 +128,7 @@ class Plan:
     def check(cls, o: dict) -> "Plan":
         """Checks the options, first those that need no model, then those that need its configs."""
         from . import image, rng
-        from .checkpoint import component_shapes, read_component_config, resolve
+        from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .pipeline import check_device, load_scheduler
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
@@ -146,6 +146,7 @@ class Plan:
             frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
 
         folder = resolve(o["model"], variant=o["variant"])
+        read_model_index(folder)
         if o["scheduler"]:
             scheduler = SCHEDULERS[o["scheduler"]].from_pretrained(folder, "scheduler")
         else:

@@ -197,3 +197,9 @@ def test_help_waits_for_no_library():
 def test_module_and_version(capsys):
     done = subprocess.run([sys.executable, "-m", "minisd", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("minisd, version ")
+
+
+def test_a_folder_that_is_no_model_is_said_to_be_none(capsys, tmp_path):
+    (tmp_path / "photos").mkdir()
+    code, _, err = run(capsys, PROMPT, "-m", "photos")
+    assert code == 3 and "model_index.json" in err
