@@ -67,12 +67,12 @@ def test_seeds_of_torch(seed):
 def test_memory_estimate_grows_with_the_picture():
     small, large = (request.activation_bytes(check(height=n, width=n), SD1_VAE, SD1_UNET) for n in (512, 1024))
     assert large == 4 * small
-    assert 0.8e9 <= small <= 1.6e9  # measured by tools/measure_memory.py
+    assert 1.3e9 <= small <= 1.6e9  # measured: 1.30 GB above the weights
 
 
 def test_a_run_that_cannot_fit_says_what_would(monkeypatch):
     monkeypatch.setattr(request, "available_bytes", lambda: 3 * 10**9)
-    with pytest.raises(ResourceError, match=r"needs about 17\.\d GB of memory, 3\.0 GB are free") as caught:
+    with pytest.raises(ResourceError, match=r"needs about 21\.\d GB of memory, 3\.0 GB are free") as caught:
         request.check_memory(request.activation_bytes(check(height=2048, width=2048), SD1_VAE, SD1_UNET), check(height=2048, width=2048))
     assert "a size of about" in str(caught.value)
 
