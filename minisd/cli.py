@@ -88,6 +88,7 @@ def generate(**options):
     start = time.perf_counter()
     with ops.using(profile="exact" if options["exact"] else "fast"), tracing.checking(options["check"]), stop_after_step() as stop:
         latents, kept = run_steps(pipe, plan, stop, quiet)
+        pipe.unet = None  # its work is done, and its weights make room for the decoder
         seconds = time.perf_counter() - start
         path = plan.save(pipe, latents, kept, partial=stop.asked)
     say(f"{len(kept)} steps in {seconds:.1f} s" if not stop.asked else f"interrupted after {len(kept)} steps; saved what there was")
@@ -157,8 +158,9 @@ class Plan:
             num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"],
         )  # fmt: skip
         itemsize = 8 if o["dtype"] == "float64" else 4
-        weights = itemsize * sum(math.prod(shape) for config in (unet, vae, text) for shape in component_shapes(config).values())
-        activations = activation_bytes(request, vae, unet, itemsize)
+        unet_bytes, *others = (itemsize * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
+        weights = unet_bytes + sum(others)
+        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes)
         check_memory(activations, request, weights)
         return cls(o, seed, output, frames, folder, scheduler, request, weights, activations)
 

@@ -99,7 +99,7 @@ class StableDiffusionPipeline:
 
     @property
     def dtype(self) -> np.dtype:
-        return self.unet.dtype
+        return self.vae.dtype
 
     @property
     def trace_patterns(self) -> tuple:
