@@ -6,7 +6,6 @@ Only wiring. There is no mask for the padding, in either family: every position 
 import numpy as np
 
 from ..backend import array_module
-from ..config import CLIPTextConfig
 from ..errors import ContractError
 from ..layers.attention import clip_layer
 from ..layers.basic import embedding, layer_norm

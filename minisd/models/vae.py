@@ -4,7 +4,6 @@ Only wiring. Every group norm of the VAE has eps 1e-6, a constant in the officia
 """
 
 from ..backend import array_module, to_nchw, to_nhwc
-from ..config import VAEConfig
 from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample

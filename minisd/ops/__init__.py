@@ -17,7 +17,7 @@ import numpy as np
 from ..backend import array_module
 from ..errors import ContractError, UsageError
 from . import reference as _reference  # the lowest rung of every ladder registers first
-from . import cpu as _cpu
+from . import cpu as _cpu  # noqa: F401  importing registers its rungs
 from .dispatch import RUNGS, dispatch, explaining, ladder, using
 
 __all__ = [
