@@ -195,7 +195,8 @@ def encode(vocabulary, captions):
 
 
 def save_grid(pictures, path, columns):
-    """Pictures (B, 64, 64, 3) as one PNG, twice as large."""
+    """Pictures (B, 64, 64, 3) as one PNG, twice as large; what does not fill a row is left out."""
+    columns = min(columns, len(pictures))
     rows = [np.concatenate(list(pictures[i:i + columns]), 1) for i in range(0, len(pictures) // columns * columns, columns)]
     grid = np.concatenate(rows).repeat(2, 0).repeat(2, 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minisd import cli
+from tests.test_cli import run
 
 
 @pytest.fixture
@@ -10,13 +10,4 @@ def minisd(capsys, tmp_path, monkeypatch):
     """minisd("diff", …) -> (exit code, stdout, stderr), in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*args):
-        code = 0
-        try:
-            cli.main(list(args))
-        except SystemExit as exit:
-            code = exit.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return lambda *args: run(capsys, *args)

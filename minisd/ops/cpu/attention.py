@@ -12,15 +12,20 @@ from .parallel import blocks, parallel_for, scratch
 SCORE_BYTES = 8 << 20  # scores of one block of queries of one head
 
 
+def whole_mask(mask, causal, shape, dtype):
+    """The mask, with the causal one added, as a view of the scores' shape [B, N, S, T]; None where every key is seen."""
+    if causal:
+        above = causal_mask(shape[2:], dtype, np)
+        mask = above if mask is None else mask + above
+    return None if mask is None else np.broadcast_to(mask, shape)
+
+
 @rung("attention", "chunked", owner="numpy", refuses=refuses_half)
 def chunked(q, k, v, *, scale, mask, causal):
     """softmax(scale · Q Kᵀ + mask) V for one head and one block of queries at a time; scores live in one buffer of 8 MB."""
     B, N, S, D = q.shape
     T, D_out = v.shape[2:]
-    if causal:
-        above = causal_mask((S, T), q.dtype, np)
-        mask = above if mask is None else mask + above
-    mask = None if mask is None else np.broadcast_to(mask, (B, N, S, T))
+    mask = whole_mask(mask, causal, (B, N, S, T), q.dtype)
 
     y = np.empty((B, S, N, D_out), dtype=q.dtype)  # heads inside: merging them afterwards is a free reshape
     rows = min(S, max(1, SCORE_BYTES // (T * q.itemsize)))
@@ -54,10 +59,7 @@ def tiled(q, k, v, *, scale, mask, causal):
     """
     B, N, S, D = q.shape
     T, D_out = v.shape[2:]
-    if causal:
-        above = causal_mask((S, T), q.dtype, np)
-        mask = above if mask is None else mask + above
-    mask = None if mask is None else np.broadcast_to(mask, (B, N, S, T))
+    mask = whole_mask(mask, causal, (B, N, S, T), q.dtype)
     y = np.empty((B, S, N, D_out), dtype=q.dtype)  # heads inside: merging them afterwards is a free reshape
     ones = np.ones(min(T, KEYS), dtype=q.dtype)
 
