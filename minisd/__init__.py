@@ -23,9 +23,11 @@ _HOMES = {
     "StableDiffusionPipeline": "pipeline",
     "UNet2DConditionModel": "models",
     "diff": "compare",
+    "experiments": None,
     "ops": None,
     "schedulers": None,
     "trace": "tracing",
+    "viz": None,
 }
 __all__ = sorted(_HOMES)
 

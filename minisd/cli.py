@@ -24,7 +24,7 @@ from .errors import MinisdError, UsageError
 
 INTERRUPTED = 130
 MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-COMMANDS = ("diff", "doctor", "dump-script", "inspect", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
+COMMANDS = ("diff", "doctor", "dump-script", "inspect", "plot", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
 EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 
 
@@ -68,7 +68,8 @@ def cli():
 @click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
 @click.option("--check", type=click.Choice(["blocks", "ops", "off"]), default="blocks", show_default=True, help="Where to look for NaN and infinity.")
 @click.option("-o", "--output", default="minisd.png", show_default=True, help="png, webp, jpg, bmp or tiff; numbered if it exists.")
-@click.option("--frames", help="Also save what every step has in mind: a .gif, .webp or .png animation, or a folder.")
+@click.option("--frames", help="Also save every step, where it stands and what it has in mind: a .gif, .webp, .png or .mp4, or a folder.")
+@click.option("--preview", is_flag=True, help="Frames by a linear map of the latents instead of the VAE: square pixels, at no cost.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--no-metadata", is_flag=True, help="Do not write the recipe into the PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
@@ -143,6 +144,8 @@ class Plan:
         check_device(o["device"])
         output = image.check_output(o["output"], force=o["force"])
         frames = Path(o["frames"]) if o["frames"] else None
+        if o["preview"] and not frames:
+            raise UsageError("--preview without --frames", "it says how the frames are made", "add --frames steps.gif")
         if frames and frames.suffix:
             frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
 
@@ -203,12 +206,14 @@ class Plan:
         path = image.free_name(self.output.with_suffix(f".partial{self.output.suffix}")) if partial else self.output
         image.save_image(picture, path, None if self.options["no_metadata"] else self.recipe(pipe))
         if self.frames:
-            image.save_animation([pipe.to_images(x)[0] for x in kept], self.frames)
+            from .viz import fit_preview, frames
+
+            image.save_animation(frames(pipe, kept, fit_preview(pipe.vae) if self.options["preview"] else None), self.frames)
         return path
 
 
 def run_steps(pipe, plan: Plan, stop, quiet: bool):
-    """Runs the loop under a progress bar. Returns the last latents, and for each step what the UNet has in mind."""
+    """Runs the loop under a progress bar. Returns the last latents, and every `Step`."""
     from tqdm import tqdm
 
     o, r = plan.options, plan.request
@@ -220,7 +225,7 @@ def run_steps(pipe, plan: Plan, stop, quiet: bool):
     total = len(pipe.scheduler.timesteps)
     for step in tqdm(steps, total=total, unit="step", file=sys.stderr, disable=True if quiet else None, leave=False):
         latents = step.latents
-        kept.append(step.pred_original_sample)
+        kept.append(step)
         if stop.asked:
             break
     return latents, kept

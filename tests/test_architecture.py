@@ -39,20 +39,23 @@ MAY_IMPORT = {
     "checkpoint": {"config", "params", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
-    "image": {"backend", "errors"},
+    "image": {"video", "backend", "errors"},
+    "video": {"errors"},
     "request": {"config", "errors"},
     "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
+    "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
+    "experiments": {"schedulers"},  # likewise
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
+    "commands": {"viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"commands", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
-THIRD_PARTY = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL", "click", "tqdm"}
-LAZY = {"huggingface_hub", "PIL", "tokenizers"}  # imported inside the functions that need them
+THIRD_PARTY = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL", "click", "tqdm", "imageio_ffmpeg"}
+LAZY = {"huggingface_hub", "PIL", "tokenizers", "imageio_ffmpeg"}  # imported inside the functions that need them
 CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
     "minisd/ops/cuda": "the kernels and their launchers",
@@ -205,6 +208,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/models/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",
     "minisd/schedulers/__init__.py": "only names",
+    "minisd/viz/__init__.py": "only names",
 }
 
 

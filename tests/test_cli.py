@@ -88,13 +88,16 @@ def test_quiet_is_quiet(capsys):
 
 @pytest.mark.parametrize("frames", ["steps.gif", "steps.webp", "steps.png", "steps"])
 def test_frames_show_every_step(capsys, frames):
-    code, _, _ = run(capsys, PROMPT, "--steps", "3", "--seed", "32", "--frames", frames)
+    preview = ["--preview"] if frames == "steps.webp" else []
+    code, _, _ = run(capsys, PROMPT, "--steps", "3", "--seed", "32", "--frames", frames, *preview)
     assert code == 0
     if frames == "steps":
-        assert len(os.listdir(frames)) == 3
+        assert sorted(os.listdir(frames)) == ["0000.png", "0001.png", "0002.png"]
+        with Image.open("steps/0002.png") as last, Image.open("minisd.png") as picture:  # x | x0
+            np.testing.assert_array_equal(np.asarray(last)[:, :64], np.asarray(picture))
     else:
         with Image.open(frames) as opened:
-            assert opened.n_frames == 3
+            assert opened.n_frames == 3 and opened.size == (128, 64)
 
 
 def test_nothing_is_overwritten_without_force(capsys):
@@ -127,7 +130,8 @@ REFUSED = {
     "cuda": (["--device", "cuda"], 2, "device 'cuda' is not available"),
     "suffix": (["-o", "a.exe"], 2, "cannot write .exe"),
     "folder": (["-o", "no/such/a.png"], 2, "mkdir -p no/such"),
-    "frames": (["--frames", "a.mp4"], 2, "cannot write .mp4"),
+    "frames": (["--frames", "a.avi"], 2, "cannot write .avi"),
+    "preview": (["--preview"], 2, "--preview without --frames"),
     "option": (["--stepz", "3"], 2, "--steps"),
     "no model": (["-m", "no-such-folder"], 2, "no-such-folder"),
     "too big": (["-W", "524288", "-H", "524288"], 4, "TB of memory"),
