@@ -135,15 +135,19 @@ class StableDiffusionPipeline:
         ids = self.tokenizer(prompt, max_length=self.text_encoder.config.max_position_embeddings).input_ids
         return check_finite(lambda: self.text_encoder(ids), "the text encoder")
 
-    def prepare_latents(self, request: Request, generator=None, latents=None) -> np.ndarray:
-        """Noise of the size asked for (or the given noise), at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
+    def draw_noise(self, request: Request, generator=None, latents=None) -> np.ndarray:
+        """Standard normal noise of the size asked for, or the given noise.        -> [B, 4, H/8, W/8]"""
         f = self.vae.config.downscale
-        shape = (request.batch, self.unet.config.in_channels, request.height // f, request.width // f)
+        shape = (request.batch, self.vae.config.latent_channels, request.height // f, request.width // f)
         if latents is None:
-            latents = rng.randn(shape, generator, dtype=self.dtype.name)
-        elif latents.shape != shape:
+            return rng.randn(shape, generator, dtype=self.dtype.name)
+        if latents.shape != shape:
             raise UsageError(f"latents has the shape {list(latents.shape)}", "", f"give {list(shape)} for this size and batch")
-        return latents.astype(self.dtype) * self.scheduler.init_noise_sigma
+        return latents.astype(self.dtype)
+
+    def prepare_latents(self, request: Request, generator=None, latents=None) -> np.ndarray:
+        """Noise at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
+        return self.draw_noise(request, generator, latents) * self.scheduler.init_noise_sigma
 
     def predict_noise(self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False):
         """The UNet's guided prediction at one step.
@@ -159,6 +163,25 @@ class StableDiffusionPipeline:
         else:
             halves = np.split(self.unet(np.concatenate((latents, latents)), t, context), 2)
         return classifier_free_guidance(*halves, guidance_scale, guidance_rescale)
+
+    def encode_image(self, image, generator=None) -> np.ndarray:
+        """Pixels in −1 … 1 to latents at the UNet's scale, drawn from the encoder's distribution; latents stay as they are.
+
+        [B, 3, 8H, 8W] -> [B, 4, H, W]        generator: one for all, or a list of one for each; a list longer than B begins again with
+        the first picture, as diffusers does.
+        """
+        image = image.astype(self.dtype)
+        if image.shape[1] == self.vae.config.latent_channels:
+            return image
+
+        def moments():
+            posterior = self.vae.encode(image)
+            return np.stack((posterior.mean, posterior.std))
+
+        mean, std = check_finite(moments, "the VAE encoder")
+        if isinstance(generator, list) and len(generator) > 1:
+            mean, std = tile(mean, len(generator)), tile(std, len(generator))
+        return self.vae.config.scaling_factor * (mean + std * rng.randn(mean.shape, generator, dtype=self.dtype.name))
 
     def decode_latents(self, latents) -> np.ndarray:
         """Latents to pixels in 0 … 1.        [B, 4, H, W] -> [B, 8H, 8W, 3]"""
@@ -181,15 +204,18 @@ class StableDiffusionPipeline:
     def denoise(
         self, prompt, start, *, height: int | None, width: int | None, num_inference_steps: int = 50, guidance_scale: float = 7.5,
         negative_prompt=None, num_images_per_prompt: int = 1, eta: float = 0.0, generator=None, seed=None, prompt_embeds=None,
-        negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None,
+        negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None, pictures: int = 0,
     ) -> Iterator[Step]:  # fmt: skip
-        """The loop that all pipelines share, as `steps`. start(request, generator) -> Start, called when the timesteps are chosen."""
+        """The loop that all pipelines share, as `steps`. start(request, generator) -> Start, called when the timesteps are chosen.
+
+        pictures: how many of them `start` encodes.
+        """
         request = self.check(
             prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
             height=height, width=width, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
-        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize), request)
+        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures), request)
         generator = make_generators(generator, seed, request.batch)
         scheduler = self.scheduler
         scheduler.set_timesteps(request.num_inference_steps)
@@ -220,7 +246,7 @@ class StableDiffusionPipeline:
 
         return loop(start.latents, context)
 
-    def __call__(self, prompt=None, *, output_type: str = "pil", seed=None, generator=None, **options) -> Output:
+    def __call__(self, prompt=None, *source, output_type: str = "pil", **options) -> Output:
         """Makes pictures.
 
         prompt: a text or a list of texts        negative_prompt: what to move away from (default "")
@@ -232,11 +258,12 @@ class StableDiffusionPipeline:
         eta: DDIM's share of fresh noise        two_passes: guidance in two UNet calls, in less memory
         output_type: "pil", "np" ([B, H, W, 3] in 0 … 1) or "latent"
         callback_on_step_end(pipe, index, t, {"latents", "prompt_embeds"}): may return a dict with either of them changed
+        source: what the pipelines that begin with a picture take next, `image` and so on: see their `steps`
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}", "", f"use one of {', '.join(OUTPUT_TYPES)}")
         x = None
-        for step in self.steps(prompt, seed=seed, generator=generator, **options):
+        for step in self.steps(prompt, *source, **options):
             x = step.latents
         return Output(x if output_type == "latent" else self.to_images(x, output_type))
 
@@ -263,6 +290,13 @@ class StableDiffusionPipeline:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+
+
+def tile(x, batch: int, name: str = "image"):
+    """x [B, …] repeated as a whole to [batch, …], as diffusers does: pictures a, b for four prompts are a, b, a, b."""
+    if len(x) == 0 or batch % len(x):
+        raise UsageError(f"{len(x)} pictures in {name} for a batch of {batch}", "", "give one, or a number that divides the batch")
+    return x if len(x) == batch else np.concatenate([x] * (batch // len(x)))
 
 
 def load_scheduler(folder):

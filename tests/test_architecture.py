@@ -40,14 +40,18 @@ MAY_IMPORT = {
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
     "image": {"backend", "errors"},
+    "image_input": {"errors"},
     "request": {"config", "errors"},
     "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
+    "img2img": {"pipeline", "image_input", "request", "errors"},
+    "inpaint": {"pipeline", "image_input", "request", "rng", "errors"},
+    "edit": {"img2img", "inpaint", "image_input", "request", "schedulers", "errors"},  # -i and --mask of the command line
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
     "commands": {"pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"commands", "edit", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
