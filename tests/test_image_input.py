@@ -120,19 +120,24 @@ def test_the_suffix_does_not_matter():
 # ----- what is refused -----------------------------------------------------------------------------------------------------
 
 
-def bomb(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims to be this large."""
+def png(width: int, height: int, depth: int = 8, data: bytes = b"\0" * 1000) -> bytes:
+    """A PNG in RGB of these claims, written by hand."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def test_of_sixteen_bits_a_colour_the_high_ones_are_read():
+    Path("a.png").write_bytes(png(2, 1, 16, b"\0" + struct.pack(">6H", 0x0180, 0xFF00, 0x7FFF, 1, 255, 256)))
+    assert pixels(load_image("a.png")) == [[1, 255, 127], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("side", [8_001, 10_000, 100_000])
 def test_a_decompression_bomb_is_refused_before_its_pixels(side):
-    Path("a.png").write_bytes(bomb(side, side))
+    Path("a.png").write_bytes(png(side, side))
     with pytest.raises(ModelFileError, match=r"(?s)a.png is too large.*the limit is 64 megapixels"):
         load_image("a.png")
 
@@ -140,11 +145,11 @@ def test_a_decompression_bomb_is_refused_before_its_pixels(side):
 def broken_files() -> dict:
     saved(picture(), "whole.png")
     saved(picture(), "whole.jpg")
-    png, jpg = Path("whole.png").read_bytes(), Path("whole.jpg").read_bytes()
-    changed = bytearray(png)
+    whole, jpg = Path("whole.png").read_bytes(), Path("whole.jpg").read_bytes()
+    changed = bytearray(whole)
     changed[60] ^= 255
-    return {"cut.png": png[: len(png) // 2], "cut.jpg": jpg[: len(jpg) // 2], "changed.png": bytes(changed), "empty.png": b"",
-            "header.png": png[:20], "page.png": b"<!doctype html><html></html>", "drawing.svg": b"<svg></svg>", "text.eps": b"%!PS-Adobe-3.0 EPSF-3.0"}  # fmt: skip
+    return {"cut.png": whole[: len(whole) // 2], "cut.jpg": jpg[: len(jpg) // 2], "changed.png": bytes(changed), "empty.png": b"",
+            "header.png": whole[:20], "page.png": b"<!doctype html><html></html>", "drawing.svg": b"<svg></svg>", "text.eps": b"%!PS-Adobe-3.0 EPSF-3.0"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "changed.png", "empty.png", "header.png", "page.png", "drawing.svg", "text.eps"])
