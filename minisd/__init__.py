@@ -20,6 +20,8 @@ _HOMES = {
     "LMSDiscreteScheduler": "schedulers",
     "MinisdError": "errors",
     "PNDMScheduler": "schedulers",
+    "StableDiffusionImg2ImgPipeline": "img2img",
+    "StableDiffusionInpaintPipeline": "inpaint",
     "StableDiffusionPipeline": "pipeline",
     "UNet2DConditionModel": "models",
     "diff": "compare",

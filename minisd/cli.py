@@ -55,11 +55,16 @@ def cli():
 @click.argument("prompt")
 @click.option("-m", "--model", default="tiny", show_default=True, help=MODEL_HELP)
 @click.option("-n", "--negative", default="", help="What the picture should move away from.")
+@click.option("-i", "--image", help="Begin with this picture: png, jpg, webp, bmp, tiff, gif or ppm.")
+@click.option("--mask", help="With -i: repaint where this picture is white, keep where it is black.")
+@click.option("--strength", type=float, help="With -i: share of the steps to run, 0 … 1. Default: 0.8, with --mask 1.")
+@click.option("--start-step", type=int, help="With -i: index of the first step, instead of --strength.")
+@click.option("--compat/--no-compat", default=True, show_default=True, help="With -i: lms and pndm begin as in diffusers, or with the right weights.")
 @click.option("-s", "--seed", type=int, default=-1, show_default=True, help="0 … 2^64−1; −1 takes a random one and prints it.")
 @click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
 @click.option("--cfg-scale", type=float, default=7.5, show_default=True, help="Guidance; 0 … 1 turns it off.")
-@click.option("-W", "--width", type=int, help="Pixels; default: what the model was trained for.")
-@click.option("-H", "--height", type=int, help="Pixels; default: what the model was trained for.")
+@click.option("-W", "--width", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
+@click.option("-H", "--height", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
 @click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
@@ -123,6 +128,8 @@ class Plan:
     folder: Path
     scheduler: object
     request: object
+    edit: object  # the picture to begin with
+    first: int  # the index of the first timestep
     weights: int  # bytes
     activations: int  # bytes
 
@@ -131,6 +138,7 @@ class Plan:
         """Checks the options, first those that need no model, then those that need its configs."""
         from . import image, rng
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
+        from .edit import Edit
         from .pipeline import check_device, load_scheduler
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
@@ -148,6 +156,7 @@ class Plan:
             raise UsageError("--preview without --frames", "it says how the frames are made", "add --frames steps.gif")
         if frames and frames.suffix:
             frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
+        edit = Edit.check(o)
 
         folder = resolve(o["model"], variant=o["variant"])
         read_model_index(folder)
@@ -156,30 +165,32 @@ class Plan:
         else:
             scheduler = load_scheduler(folder)
         unet, vae, text = (read_component_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+        height, width = edit.size(o["height"], o["width"], vae.downscale)
         request = Request.check(
-            unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=o["height"], width=o["width"], num_inference_steps=o["steps"],
-            num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"],
+            unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=height, width=width, num_inference_steps=o["steps"],
+            num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"], inpaint=edit.inpaint,
         )  # fmt: skip
+        scheduler, first = edit.adapt(scheduler, request.num_inference_steps)
         itemsize = 8 if o["dtype"] == "float64" else 4
         unet_bytes, *others = (itemsize * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
         weights = unet_bytes + sum(others)
-        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes)
+        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes, pictures=0 if edit.picture is None else 1)
         check_memory(activations, request, weights)
-        return cls(o, seed, output, frames, folder, scheduler, request, weights, activations)
+        edit.check_mask(request.height, request.width, vae.downscale)
+        return cls(o, seed, output, frames, folder, scheduler, request, edit, first, weights, activations)
 
     def describe(self) -> str:
         r, o = self.request, self.options
         gigabytes = (self.weights + self.activations) / 1e9
+        where = f" · {' under '.join(file.name for file in self.edit.files)}, from step {self.first}" if self.edit.files else ""
         return (
-            f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__} · guidance {r.guidance_scale:g} · "
+            f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__}{where} · guidance {r.guidance_scale:g} · "
             f"seed {self.seed} · {o['dtype']} · about {gigabytes:.1f} GB of memory"
         )
 
     def load(self):
-        from .pipeline import StableDiffusionPipeline
-
         o = self.options
-        pipe = StableDiffusionPipeline.from_pretrained(self.folder, device=o["device"], dtype=o["dtype"], variant=o["variant"])
+        pipe = self.edit.pipeline.from_pretrained(self.folder, device=o["device"], dtype=o["dtype"], variant=o["variant"])
         pipe.scheduler = self.scheduler
         return pipe
 
@@ -194,6 +205,7 @@ class Plan:
         return {
             "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
+            **self.edit.recipe,
             "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
             "numpy": np.__version__, "blas": f"{library.get('name')} {library.get('version')} {blas.kernel() or ''}".strip(),
         }  # fmt: skip
@@ -219,10 +231,10 @@ def run_steps(pipe, plan: Plan, stop, quiet: bool):
     o, r = plan.options, plan.request
     steps = pipe.steps(
         o["prompt"], negative_prompt=o["negative"], seed=plan.seed, num_inference_steps=o["steps"], guidance_scale=o["cfg_scale"],
-        eta=o["eta"], width=r.width, height=r.height,
+        eta=o["eta"], width=r.width, height=r.height, **plan.edit.arguments,
     )  # fmt: skip
     latents, kept = None, []
-    total = len(pipe.scheduler.timesteps)
+    total = len(pipe.scheduler.timesteps) - plan.first
     for step in tqdm(steps, total=total, unit="step", file=sys.stderr, disable=True if quiet else None, leave=False):
         latents = step.latents
         kept.append(step)

@@ -123,9 +123,11 @@ def png_recipe(recipe: dict):
 def a1111_parameters(recipe: dict) -> str:
     """The recipe in the form that most tools read."""
     negative = f"\nNegative prompt: {recipe['negative_prompt']}" if recipe["negative_prompt"] else ""
+    strength = recipe.get("strength", (recipe["steps"] - recipe.get("start_step", 0)) / recipe["steps"])
+    denoising = f"Denoising strength: {strength:g}, " if "image" in recipe else ""
     return (
         f"{recipe['prompt']}{negative}\nSteps: {recipe['steps']}, Sampler: {recipe['scheduler']}, CFG scale: {recipe['cfg_scale']:g}, "
-        f"Seed: {recipe['seed']}, Size: {recipe['width']}x{recipe['height']}, Model: {recipe['model']}, RNG: {recipe['rng']}, "
+        f"Seed: {recipe['seed']}, Size: {recipe['width']}x{recipe['height']}, Model: {recipe['model']}, {denoising}RNG: {recipe['rng']}, "
         f"Version: minisd {recipe['minisd']}"
     )
 

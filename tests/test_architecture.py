@@ -45,12 +45,17 @@ MAY_IMPORT = {
     "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
     "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
     "experiments": {"schedulers"},  # likewise
+    "image_input": {"errors"},
+    "img2img": {"pipeline", "image_input", "request", "errors"},
+    "inpaint": {"pipeline", "image_input", "request", "rng", "errors"},
+    "edit": {"pipeline", "img2img", "inpaint", "image_input", "request", "errors"},  # -i and --mask of the command line
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
     "commands": {"viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"commands", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors",
+            "__version__"},  # fmt: skip
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
