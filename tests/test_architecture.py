@@ -38,16 +38,19 @@ MAY_IMPORT = {
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
     "checkpoint": {"config", "params", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
+    "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
     "image": {"backend", "errors"},
     "request": {"config", "errors"},
-    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
+    "prompt_weights": {"errors"},
+    "prompts": {"prompt_weights", "backend", "errors"},
+    "pipeline": {"adapters", "prompts", "models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
+    "commands": {"adapters", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"adapters", "commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
@@ -203,6 +206,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
     "minisd/models/__init__.py": "only names",
+    "minisd/adapters/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",
     "minisd/schedulers/__init__.py": "only names",
 }

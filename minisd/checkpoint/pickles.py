@@ -250,8 +250,12 @@ class Machine:
             target.update(state.get("_parameters") or {})
 
     def persistent(self):
-        """The address of a storage: ("storage", its type, key, device, count[, view])."""
+        """The address of a storage: ("storage", its type, key, device, count[, view]). In the old format a class of torch.nn has one too:
+        ("module", the class, its file, its source code), of which only the class is looked at."""
         address = self.pop(tuple)
+        if len(address) == 4 and address[0] == "module" and address[1] == Name("torch.nn.modules.container ParameterDict"):
+            self.stack.append(address[1])
+            return
         kinds = (str, Name, str, str, int)
         if len(address) not in (5, 6) or not all(map(isinstance, address, kinds)) or address[0] != "storage":
             raise Refused("an address that is none of a storage")
