@@ -49,6 +49,12 @@ def count_vectors(tokenizer, text_encoder, prompts, prompt_weights=None) -> int:
     return positions * max((len(chunks(prompt, tokenizer, positions - 2)) for prompt in prompts), default=1)
 
 
+def weighted_table(tokenizer, prompt: str, length: int = 75) -> list[tuple]:
+    """What the mode a1111 makes of a prompt: (chunk, id, token, weight) for every token, without ends and padding."""
+    cut = enumerate(chunks(prompt, tokenizer, length))
+    return [(i, number, tokenizer.convert_ids_to_tokens(number), w) for i, (ids, weights) in cut for number, w in zip(ids, weights)]
+
+
 def embed(text_encoder, ids, replacements: dict | None = None):
     """What the first layer reads, with some tokens replaced: x = E[ids] + P, E[i] = replacements[i] where that is given.
 

@@ -48,9 +48,9 @@ MAY_IMPORT = {
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"adapters", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
+    "commands": {"adapters", "prompts", "tokenizer", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"adapters", "commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"adapters", "prompts", "commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }

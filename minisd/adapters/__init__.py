@@ -4,11 +4,13 @@
     textual_inversion.py   learned words: reading, adding, taking away
     lora_names.py          the dialects of LoRA files -> the names of the weights
     lora_file.py           a LoRA file, checked against a model's weights
+    plans.py               adapters named on the command line, checked before weights are read
     lora.py                W′ = W + scale · B A: merging, weighing, taking away
 """
 
-from .lora import LoraLoaderMixin
+from .lora import LoraLoaderMixin, LoraReport
 from .lora_file import check_lora
+from .plans import Plans
 from .textual_inversion import TextualInversionLoaderMixin, read_textual_inversion
 
-__all__ = ["LoraLoaderMixin", "TextualInversionLoaderMixin", "check_lora", "read_textual_inversion"]
+__all__ = ["LoraLoaderMixin", "LoraReport", "Plans", "TextualInversionLoaderMixin", "check_lora", "read_textual_inversion"]
