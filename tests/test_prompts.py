@@ -1,5 +1,8 @@
 """Prompts as arrays: swaps, mixtures, ways between two prompts; clip_skip; and causality, which says where an edit can be seen."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -161,3 +164,11 @@ def test_options_are_refused_before_anything_runs(pipe, monkeypatch, options, me
     monkeypatch.setattr(type(pipe.text_encoder), "__call__", lambda *a, **k: pytest.fail("the text encoder ran"))
     with pytest.raises(UsageError, match=message):
         latents(pipe, PROMPT, **options)
+
+
+def test_the_page_about_prompts_runs(tmp_path, monkeypatch):
+    page = Path(__file__).parents[1] / "docs" / "prompts.md"
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 5
+    exec(re.sub(r"num_inference_steps=\d", "num_inference_steps=1", "".join(blocks)), {})

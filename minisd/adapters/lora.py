@@ -136,8 +136,8 @@ class LoraLoaderMixin:
             stack.merge()
 
     def get_active_adapters(self) -> list[str]:
-        """The names of the active adapters."""
-        return list(dict.fromkeys(name for stack in self._stacks().values() if stack.enabled for name in stack.active))
+        """The names of the active adapters, also while `disable_lora` keeps them from the weights."""
+        return list(dict.fromkeys(name for stack in self._stacks().values() for name in stack.active))
 
     def get_list_adapters(self) -> dict[str, list[str]]:
         """{"unet": names of all loaded adapters, "text_encoder": …}"""
