@@ -140,6 +140,7 @@ class Plan:
         from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
+        from .tokenizer import CLIPTokenizer
 
         check_prompts(o["prompt"])
         seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])
@@ -168,6 +169,8 @@ class Plan:
         itemsize = 8 if o["dtype"] == "float64" else 4
         shapes = {"unet": component_shapes(unet), "text_encoder": component_shapes(text)}
         adapters = Plans.check(o["loras"], o["embeddings"], shapes, unet.layers_per_block)
+        if adapters.words:
+            adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
         unet_bytes, *others = (itemsize * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
         weights = unet_bytes + sum(others) + itemsize * adapters.touched(shapes)  # merging keeps the originals for a moment
         activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes)

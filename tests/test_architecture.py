@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "compare_html": {"compare"},
     "commands": {"adapters", "prompts", "tokenizer", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
                  "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"adapters", "prompts", "commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "cli": {"adapters", "prompts", "tokenizer", "commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }

@@ -216,7 +216,8 @@ def adapters(tmp_path):
     module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
     shape = [tensor.shape for name, tensor in read_header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors").items() if f"unet.{name}" == f"{module}.weight"][0]
     save_file({f"{module}.lora_A.weight": np.full((1, shape[1]), 0.1, "float32"), f"{module}.lora_B.weight": np.full((shape[0], 1), 0.1, "float32")}, "a.safetensors")
-    save_file({"<zz>": np.full((2, 128), 0.1, "float32")}, "w.safetensors")
+    for word, name in (("<zz>", "w"), ("x", "x")):
+        save_file({word: np.full((2, 128), 0.1, "float32")}, f"{name}.safetensors")
     return ["--lora", "a.safetensors:0.5", "--embedding", "w.safetensors", "--clip-skip", "1", "--prompt-weights", "a1111"]
 
 
@@ -237,10 +238,12 @@ def test_adapters_make_another_picture_and_stand_in_the_recipe(capsys, adapters)
     (["--lora", "none.safetensors"], 2, "there is no file none.safetensors"),
     (["--lora", "a.safetensors:strong"], 2, "'strong' is no scale"),
     (["--embedding", "none.bin"], 2, "there is no file none.bin"),
+    (["--embedding", "x.safetensors"], 2, "the token 'x' cannot be added"),
+    (["--embedding", "w.safetensors", "--embedding", "w.safetensors"], 2, "the token '<zz>' cannot be added"),
     (["--clip-skip", "99"], 2, "clip_skip is 99"),
     (["--prompt-weights", "comfy"], 2, "'comfy' is not"),
 ])  # fmt: skip
-def test_adapters_are_refused_before_weights_are_read(capsys, monkeypatch, options, code, message):
+def test_adapters_are_refused_before_weights_are_read(capsys, monkeypatch, adapters, options, code, message):
     monkeypatch.setattr(cli.Plan, "load", lambda plan: pytest.fail("weights were read"))
     got, out, err = run(capsys, PROMPT, *options)
     assert got == code and message in err and out == ""

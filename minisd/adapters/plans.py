@@ -26,6 +26,11 @@ class Plans:
             check_textual_inversion(word, shapes["text_encoder"][TABLE][1])
         return cls(tuple((text, check_lora(file, shapes, layers_per_block), scale) for text, file, scale in typed), words)
 
+    def expect_new_words(self, tokenizer):
+        """Raises UsageError for a word that the tokenizer has already; it learns the others, so give one that is not used further."""
+        for _, word in self.words:
+            tokenizer.add_tokens(list(word.tokens))
+
     def touched(self, shapes: dict) -> int:
         """How many numbers the weights have that the LoRAs change."""
         names = {(part, name) for _, file, _ in self.loras for part, layers in file.layers.items() for name in layers}

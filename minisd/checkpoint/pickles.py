@@ -247,7 +247,10 @@ class Machine:
     def build(self):
         state, target = self.pop(dict), self.top(dict)  # of a state dict: its `_metadata`, which says nothing about weights
         if isinstance(target, ParameterDict):
-            target.update(state.get("_parameters") or {})
+            parameters = state.get("_parameters")
+            if not isinstance(parameters, dict):
+                raise Refused("a ParameterDict without parameters")
+            target.update(parameters)
 
     def persistent(self):
         """The address of a storage: ("storage", its type, key, device, count[, view]). In the old format a class of torch.nn has one too:

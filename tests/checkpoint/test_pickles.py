@@ -38,12 +38,19 @@ def test_a_tensor_is_an_address_and_a_view():
     assert (found["<cat>"].storage.dtype, found["<cat>"].storage.count, found["<cat>"].shape, found["<cat>"].stride) == ("float32", 12, (3, 4), (4, 1))
 
 
-def test_a_parameter_dict_is_its_parameters():
+def parameter_dict(parameters: bytes) -> bytes:
     """nn.ParameterDict, as the first textual inversion files have it: an object, filled from its state."""
-    state = b"}(" + encode("training", {}) + b"\x88" + encode("_parameters", {}) + b"}(" + encode("*", {})
-    state += b"ctorch._utils\n_rebuild_parameter\n(" + tensor(X, {}) + b"\x88ccollections\nOrderedDict\n)RtR" + b"u"
+    state = b"}(" + encode("training", {}) + b"\x88" + encode("_parameters", {}) + parameters
     state += encode("_non_persistent_buffers_set", {}) + b"c__builtin__\nset\n(](etRu"
-    found = Machine(b"\x80\x02ctorch.nn.modules.container\nParameterDict\n)\x81" + state + b"b.").run()
+    return b"\x80\x02ctorch.nn.modules.container\nParameterDict\n)\x81" + state + b"b."
+
+
+PARAMETER = b"ctorch._utils\n_rebuild_parameter\n(" + tensor(X, {}) + b"\x88ccollections\nOrderedDict\n)RtR"
+PARAMETERS = parameter_dict(b"}(" + encode("*", {}) + PARAMETER + b"u")
+
+
+def test_a_parameter_dict_is_its_parameters():
+    found = Machine(PARAMETERS).run()
     assert list(found) == ["*"] and isinstance(found["*"], Tensor)
 
 
@@ -138,6 +145,7 @@ HOSTILE = {
     "a shape of floats": (b"\x80\x02" + tensor(X, {}, shape=(3.0, 4.0)) + b".", "no lists of sizes"),
     "a shape that is a number": (b"\x80\x02" + tensor(X, {}, shape=12) + b".", "no lists of sizes"),
     "nine dimensions": (b"\x80\x02" + tensor(X, {}, shape=(1,) * 9, stride=(1,) * 9) + b".", "no lists of sizes"),
+    "parameters that are a list": (parameter_dict(b"](K\x01e"), "a ParameterDict without parameters"),
     "a tensor of nothing": (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))\x89NtR.", "without a storage"),
 }  # fmt: skip
 
@@ -152,10 +160,10 @@ def test_hostile_programs_are_refused_by_name(name, tmp_path, monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 def test_broken_bytes_are_refused_and_nothing_else_happens(data):
     """Whatever is done to a good program: a value, or Refused; never another exception."""
-    code = bytearray(TENSOR)
+    code = bytearray(data.draw(st.sampled_from((TENSOR, PARAMETERS, program({"a": [1, (2.5, None)], "b": "c"})))))
     for _ in range(data.draw(st.integers(1, 4))):
         code[data.draw(st.integers(0, len(code) - 1))] = data.draw(st.integers(0, 255))
     try:
