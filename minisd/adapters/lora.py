@@ -122,8 +122,8 @@ class LoraLoaderMixin:
             model.adapters = model.adapters or Stack(model)
             model.adapters.load(adapter, layers)
 
-    def set_adapters(self, adapter_names, adapter_weights=1.0):
-        """Which adapters are active, and how strongly: a number for all, or one for each; a number or {"unet": …, "text_encoder": …}."""
+    def set_adapters(self, adapter_names, adapter_weights=None):
+        """Which adapters are active, and how strongly: one weight for all, or a list; a number, {"unet": …, "text_encoder": …}, or None for 1."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         weights = list(adapter_weights) if isinstance(adapter_weights, (list, tuple)) else [adapter_weights] * len(names)
         if len(names) != len(weights):
@@ -214,6 +214,7 @@ class LoraLoaderMixin:
 
 def _weight_for(part: str, name: str, weight) -> float:
     """The finite weight of an adapter on one component."""
+    weight = 1.0 if weight is None else weight
     if isinstance(weight, dict):
         if unknown := [key for key in weight if key not in COMPONENTS]:
             raise UsageError(f"the weight of {name!r} names {unknown[0]!r}", "single blocks cannot be weighed", f"use {' and '.join(COMPONENTS)}")
