@@ -24,7 +24,7 @@ from .errors import MinisdError, UsageError
 
 INTERRUPTED = 130
 MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-COMMANDS = ("diff", "doctor", "dump-script", "inspect", "plot", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
+COMMANDS = ("diff", "doctor", "dump-script", "inspect", "lora", "plot", "tokens", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
 EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 
 
@@ -66,6 +66,10 @@ def cli():
 @click.option("-W", "--width", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
 @click.option("-H", "--height", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
 @click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="A LoRA to merge into the weights; can be repeated. SCALE: default 1.")
+@click.option("--embedding", "embeddings", multiple=True, metavar="FILE", help="A textual inversion: a word for the prompt; can be repeated.")
+@click.option("--prompt-weights", type=click.Choice(["a1111"]), help="Read (word:1.2), ((word)) and [word], and long prompts in chunks of 75.")
+@click.option("--clip-skip", type=int, help="Leave the last layers of the text encoder out, as diffusers counts: 1 leaves one out.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
@@ -130,6 +134,7 @@ class Plan:
     request: object
     edit: object  # the picture to begin with
     first: int  # the index of the first timestep
+    adapters: object  # the checked LoRAs and learned words
     weights: int  # bytes
     activations: int  # bytes
 
@@ -137,11 +142,14 @@ class Plan:
     def check(cls, o: dict) -> "Plan":
         """Checks the options, first those that need no model, then those that need its configs."""
         from . import image, rng
+        from .adapters import Plans
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .edit import Edit
         from .pipeline import check_device, load_scheduler
+        from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
+        from .tokenizer import CLIPTokenizer
 
         check_prompts(o["prompt"])
         seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])
@@ -171,13 +179,18 @@ class Plan:
             num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"], inpaint=edit.inpaint,
         )  # fmt: skip
         scheduler, first = edit.adapt(scheduler, request.num_inference_steps)
+        check_prompt_options(o["prompt_weights"], o["clip_skip"], text.num_hidden_layers)
         itemsize = 8 if o["dtype"] == "float64" else 4
+        shapes = {"unet": component_shapes(unet), "text_encoder": component_shapes(text)}
+        adapters = Plans.check(o["loras"], o["embeddings"], shapes, unet.layers_per_block)
+        if adapters.words:
+            adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
         unet_bytes, *others = (itemsize * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
-        weights = unet_bytes + sum(others)
+        weights = unet_bytes + sum(others) + itemsize * adapters.touched(shapes)  # merging keeps the originals for a moment
         activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes, pictures=0 if edit.picture is None else 1)
         check_memory(activations, request, weights)
         edit.check_mask(request.height, request.width, vae.downscale)
-        return cls(o, seed, output, frames, folder, scheduler, request, edit, first, weights, activations)
+        return cls(o, seed, output, frames, folder, scheduler, request, edit, first, adapters, weights, activations)
 
     def describe(self) -> str:
         r, o = self.request, self.options
@@ -192,6 +205,7 @@ class Plan:
         o = self.options
         pipe = self.edit.pipeline.from_pretrained(self.folder, device=o["device"], dtype=o["dtype"], variant=o["variant"])
         pipe.scheduler = self.scheduler
+        self.adapters.apply(pipe)
         return pipe
 
     def recipe(self, pipe) -> dict:
@@ -206,6 +220,7 @@ class Plan:
             "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
             **self.edit.recipe,
+            **{name: o[name] for name in ("prompt_weights", "clip_skip") if o[name] is not None}, **self.adapters.recipe(),
             "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
             "numpy": np.__version__, "blas": f"{library.get('name')} {library.get('version')} {blas.kernel() or ''}".strip(),
         }  # fmt: skip
@@ -231,7 +246,7 @@ def run_steps(pipe, plan: Plan, stop, quiet: bool):
     o, r = plan.options, plan.request
     steps = pipe.steps(
         o["prompt"], negative_prompt=o["negative"], seed=plan.seed, num_inference_steps=o["steps"], guidance_scale=o["cfg_scale"],
-        eta=o["eta"], width=r.width, height=r.height, **plan.edit.arguments,
+        eta=o["eta"], width=r.width, height=r.height, clip_skip=o["clip_skip"], prompt_weights=o["prompt_weights"], **plan.edit.arguments,
     )  # fmt: skip
     latents, kept = None, []
     total = len(pipe.scheduler.timesteps) - plan.first

@@ -96,6 +96,13 @@ class Params:
         """The same tree with every tensor replaced by f(tensor): a change of dtype or of device."""
         return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(v) for k, v in self._children.items()})
 
+    def replace(self, tensors: dict) -> "Params":
+        """The same tree with other arrays for some tensors, by their names in `items`; all others are shared with this one."""
+        mine = dict(self.items())
+        if unknown := [name for name in tensors if name not in mine]:
+            raise KeyError(f"{self.path} has no {unknown[0]}")
+        return Params.from_state_dict({**mine, **tensors}, self.path)
+
     def __setattr__(self, name, *value):
         raise TypeError("Params is a read-only view; build a new state dict, or use map()")
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import rng
+from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config
 from .tracing import check_finite
@@ -74,7 +76,7 @@ def classifier_free_guidance(uncond, cond, scale, rescale=0.0):
     return guided
 
 
-class StableDiffusionPipeline:
+class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
     """The five parts of Stable Diffusion and the loop that joins them. Every part can be replaced: `pipe.scheduler = …`."""
 
     def __init__(self, *, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer, unet: UNet2DConditionModel, scheduler, name: str = ""):
@@ -130,10 +132,14 @@ class StableDiffusionPipeline:
 
     # ----- the parts of a run ----------------------------------------------------------------------------------------------
 
-    def encode_prompt(self, prompt: list[str]) -> np.ndarray:
-        """Texts to the vectors that the UNet attends to.        -> [B, 77, C]"""
-        ids = self.tokenizer(prompt, max_length=self.text_encoder.config.max_position_embeddings).input_ids
-        return check_finite(lambda: self.text_encoder(ids), "the text encoder")
+    def encode_prompt(self, prompt: list[str], *, clip_skip: int | None = None, prompt_weights: str | None = None, tokens: int | None = None):
+        """Texts to the vectors that the UNet attends to.        -> [B, 77, C], or with prompt_weights="a1111" [B, 77·N, C]
+
+        clip_skip: how many of the last layers to leave out        tokens: T other than 77; with prompt_weights, how many there are at least
+        """
+        prompt = [self.maybe_convert_prompt(text) for text in prompt]
+        options = dict(clip_skip=clip_skip, prompt_weights=prompt_weights, tokens=tokens)
+        return check_finite(lambda: encode(self.tokenizer, self.text_encoder, prompt, **options), "the text encoder")
 
     def draw_noise(self, request: Request, generator=None, latents=None) -> np.ndarray:
         """Standard normal noise of the size asked for, or the given noise.        -> [B, 4, H/8, W/8]"""
@@ -204,7 +210,8 @@ class StableDiffusionPipeline:
     def denoise(
         self, prompt, start, *, height: int | None, width: int | None, num_inference_steps: int = 50, guidance_scale: float = 7.5,
         negative_prompt=None, num_images_per_prompt: int = 1, eta: float = 0.0, generator=None, seed=None, prompt_embeds=None,
-        negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None, pictures: int = 0,
+        negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None,
+        clip_skip: int | None = None, prompt_weights: str | None = None, pictures: int = 0,
     ) -> Iterator[Step]:  # fmt: skip
         """The loop that all pipelines share, as `steps`. start(request, generator) -> Start, called when the timesteps are chosen.
 
@@ -215,12 +222,13 @@ class StableDiffusionPipeline:
             height=height, width=width, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
+        check_prompt_options(prompt_weights, clip_skip, self.text_encoder.config.num_hidden_layers)
         check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures), request)
         generator = make_generators(generator, seed, request.batch)
         scheduler = self.scheduler
         scheduler.set_timesteps(request.num_inference_steps)
         start = start(request, generator)
-        context = self._context(request, prompt_embeds, negative_prompt_embeds)
+        context = self._context(request, prompt_embeds, negative_prompt_embeds, clip_skip, prompt_weights)
         accepted = inspect.signature(scheduler.step).parameters  # only DDIM takes eta and a generator
         options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         timesteps = scheduler.timesteps[start.index :]
@@ -254,6 +262,7 @@ class StableDiffusionPipeline:
         guidance_scale: above 1 the picture follows the prompt more closely than the data did        guidance_rescale: 0 … 1
         seed: 0 … 2⁶⁴−1, one for each picture as a list, or None for fresh noise; torch's `manual_seed(seed)` on the CPU gives the same picture
         generator: a `minisd.Generator`, or one for each picture, instead of a seed        num_images_per_prompt
+        clip_skip: leaves the last n layers of the text encoder out, for the prompt        prompt_weights: "a1111" reads (word:1.2), see docs/prompts.md
         latents [B, 4, H/8, W/8]: noise of your own        prompt_embeds, negative_prompt_embeds [B, T, C]: instead of texts
         eta: DDIM's share of fresh noise        two_passes: guidance in two UNet calls, in less memory
         output_type: "pil", "np" ([B, H, W, 3] in 0 … 1) or "latent"
@@ -276,13 +285,22 @@ class StableDiffusionPipeline:
         """Checks the arguments of a run against this model's configs. Raises UsageError."""
         return Request.check(self.unet.config, self.vae.config, num_train_timesteps=self.scheduler.config.num_train_timesteps, **request)
 
-    def _context(self, request: Request, prompt_embeds, negative_prompt_embeds) -> np.ndarray:
+    def _context(self, request: Request, prompt_embeds, negative_prompt_embeds, clip_skip=None, prompt_weights=None) -> np.ndarray:
         """[negative, positive] prompt vectors, each repeated for its pictures; only the positive ones without guidance."""
-        cond = self.encode_prompt(request.prompts) if prompt_embeds is None else prompt_embeds.astype(self.dtype)
+        texts = [*(request.prompts or []), *(request.negative_prompts or [] if request.guided else [])]
+        tokens = count_vectors(self.tokenizer, self.text_encoder, map(self.maybe_convert_prompt, texts), prompt_weights)
+        if prompt_embeds is None:
+            cond = self.encode_prompt(request.prompts, clip_skip=clip_skip, prompt_weights=prompt_weights, tokens=tokens)
+        else:
+            cond = prompt_embeds.astype(self.dtype)
+            tokens = cond.shape[1]
         cond = cond.repeat(request.num_images_per_prompt, axis=0)
         if not request.guided:
             return cond
-        uncond = self.encode_prompt(request.negative_prompts) if negative_prompt_embeds is None else negative_prompt_embeds.astype(self.dtype)
+        if negative_prompt_embeds is None:  # as in diffusers, no layer is skipped for it
+            uncond = self.encode_prompt(request.negative_prompts, prompt_weights=prompt_weights, tokens=tokens)
+        else:
+            uncond = negative_prompt_embeds.astype(self.dtype)
         uncond = uncond.repeat(request.num_images_per_prompt, axis=0)
         if uncond.shape != cond.shape:
             raise UsageError(f"negative prompt vectors {list(uncond.shape)} beside {list(cond.shape)}", "", "make both for the same number of tokens")

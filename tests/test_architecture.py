@@ -38,11 +38,12 @@ MAY_IMPORT = {
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
     "checkpoint": {"config", "params", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
+    "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
     "image": {"video", "backend", "errors"},
     "video": {"errors"},
     "request": {"config", "errors"},
-    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
+    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors", "adapters", "prompts"},
     "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
     "experiments": {"schedulers"},  # likewise
     "image_input": {"errors"},
@@ -52,10 +53,12 @@ MAY_IMPORT = {
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
-                 "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors",
-            "__version__"},  # fmt: skip
+    "commands": {"viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request", "ops", "rng",
+                 "blas", "backend", "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
+    "cli": {"commands", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing",
+            "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
+    "prompt_weights": {"errors"},
+    "prompts": {"prompt_weights", "backend", "errors"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
@@ -211,6 +214,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
     "minisd/models/__init__.py": "only names",
+    "minisd/adapters/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",
     "minisd/schedulers/__init__.py": "only names",
     "minisd/viz/__init__.py": "only names",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 
 from minisd import cli, image, request
+from minisd.checkpoint.safetensors_file import read_header
 
 from .conftest import GOLDEN
+from .tiny_folder import EMBEDDED
 
 PROMPT = "a cat on a blue background"
 FAST = ["--steps", "2", "--seed", "32"]
@@ -212,3 +215,44 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(capsys, tmp_path):
     (tmp_path / "photos").mkdir()
     code, _, err = run(capsys, PROMPT, "-m", "photos")
     assert code == 3 and "model_index.json" in err
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """A LoRA and a learned word for the embedded model."""
+    from safetensors.numpy import save_file
+
+    module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
+    shape = [tensor.shape for name, tensor in read_header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors").items() if f"unet.{name}" == f"{module}.weight"][0]
+    save_file({f"{module}.lora_A.weight": np.full((1, shape[1]), 0.1, "float32"), f"{module}.lora_B.weight": np.full((shape[0], 1), 0.1, "float32")}, "a.safetensors")
+    for word, name in (("<zz>", "w"), ("x", "x")):
+        save_file({word: np.full((2, 128), 0.1, "float32")}, f"{name}.safetensors")
+    return ["--lora", "a.safetensors:0.5", "--embedding", "w.safetensors", "--clip-skip", "1", "--prompt-weights", "a1111"]
+
+
+def test_adapters_make_another_picture_and_stand_in_the_recipe(capsys, adapters):
+    prompt = "a <zz> cat on a (blue:1.2) background"
+    assert run(capsys, prompt, *FAST, *adapters, "-o", "first.png")[0] == 0
+    assert run(capsys, prompt, *FAST, "-o", "plain.png")[0] == 0
+    recipe = image.read_recipe("first.png")
+    assert recipe["loras"][0]["scale"] == 0.5 and len(recipe["loras"][0]["sha256"]) == 64 and recipe["embeddings"][0]["token"] == "<zz>"
+    assert (recipe["clip_skip"], recipe["prompt_weights"]) == (1, "a1111")
+    _, generate, *options = shlex.split(run(capsys, "inspect", "first.png")[1].splitlines()[1])
+    assert run(capsys, generate, "-o", "second.png", *options)[0] == 0
+    first, second, plain = (np.asarray(Image.open(f"{name}.png")) for name in ("first", "second", "plain"))
+    assert np.array_equal(first, second) and not np.array_equal(first, plain)
+
+
+@pytest.mark.parametrize("options, code, message", [
+    (["--lora", "none.safetensors"], 2, "there is no file none.safetensors"),
+    (["--lora", "a.safetensors:strong"], 2, "'strong' is no scale"),
+    (["--embedding", "none.bin"], 2, "there is no file none.bin"),
+    (["--embedding", "x.safetensors"], 2, "the token 'x' cannot be added"),
+    (["--embedding", "w.safetensors", "--embedding", "w.safetensors"], 2, "the token '<zz>' cannot be added"),
+    (["--clip-skip", "99"], 2, "clip_skip is 99"),
+    (["--prompt-weights", "comfy"], 2, "'comfy' is not"),
+])  # fmt: skip
+def test_adapters_are_refused_before_weights_are_read(capsys, monkeypatch, adapters, options, code, message):
+    monkeypatch.setattr(cli.Plan, "load", lambda plan: pytest.fail("weights were read"))
+    got, out, err = run(capsys, PROMPT, *options)
+    assert got == code and message in err and out == ""

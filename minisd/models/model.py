@@ -10,6 +10,7 @@ class Model:
     """A config, the weights, and `__call__` on arrays in [B, C, H, W]. `component` is the sub-folder's official name."""
 
     component: str
+    adapters = None  # the LoRAs on these weights, if any: an `adapters.lora.Stack`
 
     def __init__(self, config, params: Params, report=None):
         self.config, self.params, self.report = config, params, report
@@ -33,7 +34,10 @@ class Model:
     def astype(self, dtype: str):
         """The same model in another dtype. float64 is the oracle: float32 weights are represented exactly in it."""
         dtype = check_dtype(dtype)
-        return type(self)(self.config, self.params.map(lambda w: w.astype(dtype, order="K")), self.report)
+        plain = self.params if self.adapters is None else self.params.replace(self.adapters.originals)
+        model = type(self)(self.config, plain.map(lambda w: w.astype(dtype, order="K")), self.report)
+        model.adapters = None if self.adapters is None else self.adapters.onto(model)
+        return model
 
     def num_parameters(self) -> int:
         return sum(tensor.size for _, tensor in self.params.items())
