@@ -195,7 +195,7 @@ class Plan:
     def describe(self) -> str:
         r, o = self.request, self.options
         gigabytes = (self.weights + self.activations) / 1e9
-        where = f" · {' under '.join(file.name for file in self.edit.files)}, from step {self.first}" if self.edit.files else ""
+        where = f" · {' under '.join(name for name, _ in self.edit.files)}, from step {self.first}" if self.edit.files else ""
         return (
             f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__}{where} · guidance {r.guidance_scale:g} · "
             f"seed {self.seed} · {o['dtype']} · about {gigabytes:.1f} GB of memory"

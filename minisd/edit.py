@@ -8,20 +8,21 @@ from pathlib import Path
 from .errors import UsageError
 from .image_input import check_masks, load_image, load_mask, picture_size, preprocess_mask
 from .request import first_index
+from .schedulers import PNDMScheduler
 
 log = logging.getLogger("minisd")
 
 
 @dataclass(frozen=True)
 class Edit:
-    """The picture that a run begins with, if any: PIL images, where to begin, and the files they come from."""
+    """The picture that a run begins with, if any: PIL images, where to begin, and of their files the names and the SHA-256."""
 
     picture: object = None
     mask: object = None
     strength: float | None = None
     start_step: int | None = None
     compat: bool = True
-    files: tuple = ()
+    files: tuple = ()  # (name, hexadecimal digits) of the picture and the mask
 
     @classmethod
     def check(cls, o: dict) -> "Edit":
@@ -32,9 +33,10 @@ class Edit:
                 if value is not None:
                     raise UsageError(f"{flag} without a picture", "it says what is done to one", "add -i picture.png")
             return cls()
+        picture = load_image(o["image"])
         mask = None if o["mask"] is None else load_mask(o["mask"])
-        files = tuple(Path(o[name]) for name in ("image", "mask") if o[name] is not None)
-        edit = cls(load_image(o["image"]), mask, o["strength"], o["start_step"], o["compat"], files)
+        files = tuple((Path(o[name]).name, sha256(o[name])) for name in ("image", "mask") if o[name] is not None)
+        edit = cls(picture, mask, o["strength"], o["start_step"], o["compat"], files)
         if edit.strength is None and edit.start_step is None:
             return replace(edit, strength=edit.pipeline.default_strength)
         return edit
@@ -55,7 +57,7 @@ class Edit:
             scheduler = type(scheduler).from_config(scheduler.config, compat=False)
         scheduler.set_timesteps(steps)
         index = first_index(steps, len(scheduler.timesteps), self.strength, self.start_step)
-        if index and scheduler.config.get("skip_prk_steps") is False:
+        if index and isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
             log.info("PNDM begins in the middle: without its Runge–Kutta steps (skip_prk_steps)")
             return self.adapt(type(scheduler).from_config(scheduler.config, skip_prk_steps=True), steps)
         return scheduler, index
@@ -90,7 +92,13 @@ class Edit:
         if self.picture is None:
             return {}
         files = {}
-        for name, path in zip(("image", "mask"), self.files):
-            files |= {name: path.name, f"{name}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+        for part, (name, digits) in zip(("image", "mask"), self.files):
+            files |= {part: name, f"{part}_sha256": digits[:16]}
         where = {"strength": self.strength} if self.start_step is None else {"start_step": self.start_step}
         return {**files, **where, "compat": self.compat}
+
+
+def sha256(path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

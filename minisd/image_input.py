@@ -122,7 +122,7 @@ def read_pictures(image, latent_channels: int = 4):
     """
     if is_latents(image, latent_channels):
         return image
-    return [_as_pil(one) if not _is_float(one) else one for one in map(_read(load_image), _list(image, "image", grey=False))]
+    return [_read(one, load_image) for one in _list(image, "image", grey=False)]
 
 
 def read_masks(mask) -> list:
@@ -130,7 +130,7 @@ def read_masks(mask) -> list:
 
     mask: as in `read_pictures`, with or without colours; arrays [H, W], [H, W, 1], [B, H, W] or [B, H, W, 1], also of bool.
     """
-    return [_as_pil(one) if not _is_float(one) else one for one in map(_read(load_mask), _list(mask, "mask_image", grey=True))]
+    return [_read(one, load_mask) for one in _list(mask, "mask_image", grey=True)]
 
 
 def is_latents(image, latent_channels: int = 4) -> bool:
@@ -217,19 +217,13 @@ def _checked(x: np.ndarray, name: str) -> np.ndarray:
     raise UsageError(f"{name} is an array of {x.dtype}{limits}", "arrays are uint8, or float in 0 … 1", "pixels in −1 … 1 become (x + 1)/2")
 
 
-def _read(load):
-    """`load` for what is not yet an array."""
-    return lambda one: one if isinstance(one, np.ndarray) else load(one)
-
-
-def _is_float(one) -> bool:
-    return isinstance(one, np.ndarray) and one.dtype != np.uint8
-
-
-def _as_pil(one):
+def _read(one, load):
+    """Files, PIL images and 8-bit arrays by `load`; float arrays stay."""
     from PIL import Image
 
-    return Image.fromarray(one) if isinstance(one, np.ndarray) else one
+    if isinstance(one, np.ndarray):
+        return load(Image.fromarray(one)) if one.dtype == np.uint8 else one
+    return load(one)
 
 
 def _stack(pictures: list, height: int, width: int, channels: int) -> np.ndarray:

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "image_input": {"errors"},
     "img2img": {"pipeline", "image_input", "request", "errors"},
     "inpaint": {"pipeline", "image_input", "request", "rng", "errors"},
-    "edit": {"pipeline", "img2img", "inpaint", "image_input", "request", "errors"},  # -i and --mask of the command line
+    "edit": {"pipeline", "img2img", "inpaint", "image_input", "request", "schedulers", "errors"},  # -i and --mask of the command line
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},

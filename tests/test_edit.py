@@ -58,8 +58,8 @@ def test_a_mask_keeps_what_is_black(capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--strength", "0.5"], ["--start-step", "0", "--scheduler", "lms", "--no-compat"], ["--start-step", "2", "--scheduler", "pndm"],
-        ["--mask", "mask.png", "--strength", "0.75", "-W", "48", "-n", "it's red"], ["--mask", "mask.png", "--cfg-scale", "0", "--scheduler", "lms"],
+        ["--start-step", "0", "--scheduler", "lms", "--cfg-scale", "0", "-n", "it's red"], ["--start-step", "2", "--scheduler", "pndm", "--no-compat"],
+        ["--mask", "mask.png", "--strength", "0.5", "-W", "48"],
     ],
 )  # fmt: skip
 def test_the_recipe_makes_the_picture_again(capsys, options):
