@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from .checkpoint.names import COMPONENTS, official_name
+from .checkpoint.names import COMPONENTS, from_ldm, is_ldm, official_name
 from .errors import UsageError
 from .models.model import Model
 from .teacher import NOT_LAYERS, reference_class, reference_names, replay
@@ -176,8 +176,14 @@ def diff(ours, ref, *, truth=None, rtol: float | None = None, atol: float = 0.0)
     return _free_running(TraceFile(ours), ref, TraceFile(truth) if truth is not None else None, rtol, atol)
 
 
-def official_layer(name: str) -> str:
-    """A layer's name as today's official files have it: transformers 5 leaves out text_model., old VAEs say query for to_q."""
+def official_layers(names) -> dict:
+    """{name of a layer in a trace: its name in today's official files}: LDM numbers its blocks otherwise, transformers 5 leaves out
+    text_model., old VAEs say query for to_q. A container of LDM's own, such as input_blocks.1, keeps its name."""
+    ldm = from_ldm(name for name in names if is_ldm(name))
+    return {name: ldm[name][0] if len(ldm.get(name, ())) == 1 else _official_layer(name) for name in names}
+
+
+def _official_layer(name: str) -> str:
     component, dot, rest = name.partition(".")
     if component not in COMPONENTS or not rest or component == "text_encoder" and rest.startswith("text_model"):
         return name
@@ -186,7 +192,8 @@ def official_layer(name: str) -> str:
 
 
 def _by_place(rows: list) -> dict:
-    return {(official_layer(row["name"]), row["call"]): row for row in rows}
+    official = official_layers({row["name"] for row in rows})
+    return {(official[row["name"]], row["call"]): row for row in rows}
 
 
 def _free_running(ours: TraceFile, ref: TraceFile, truth: TraceFile | None, rtol, atol) -> Diff:
@@ -246,8 +253,9 @@ def _names_only_in(a: dict, b: dict) -> list:
 def _teacher_forced(models: dict, ref: TraceFile, rtol, atol) -> Diff:
     result = Diff("teacher forced")
     exact = {name: model if model.dtype == np.float64 else model.astype("float64") for name, model in models.items()}
+    official = official_layers({row["name"] for row in ref.rows})
     for row in ref.rows:
-        name = official_layer(row["name"])
+        name = official[row["name"]]
         model = models.get(name.partition(".")[0])
         place, row = (name, row["call"]), {**row, "name": name}
         a = None if model is None else replay(model, row, ref.__getitem__)
@@ -324,7 +332,12 @@ def _judged(row: Row, allowed: float, b, rtol, atol) -> Row:
 
 
 def _like(a, b):
-    """a in the shape of b where that keeps the order of the values: [B, C, H, W] for [B, C, HW], as in torch's VAE; [T, C] for [1, T, C]."""
+    """a in the shape of b where that keeps the order of the values: [B, C, H, W] for [B, C, HW], as in torch's VAE; [T, C] for [1, T, C].
+
+    Also tokens [B, HW, C] as the image [B, C, H, W] that they are in LDM's VAE, which attends with 1×1 convolutions.
+    """
+    if a.ndim == 3 and b.ndim == 4 and a.shape == (b.shape[0], b.shape[2] * b.shape[3], b.shape[1]):
+        return a.swapaxes(1, 2).reshape(b.shape)
     flattened = a.size == b.size and a.shape[:2] == b.shape[:2]
     return a.reshape(b.shape) if flattened or [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1] else a
 
