@@ -70,7 +70,7 @@ class Recorder:
         if self.path and not self.stats:
             self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
             try:
-                self._data = open(self._part, "w+b")
+                self._data = open(self._part, "w+b", buffering=0)
                 self._data.seek(GAP)  # a hole: it takes no room on the disk
             except OSError as error:
                 raise self._unwritable(error) from None
@@ -133,11 +133,15 @@ class Recorder:
         if x.dtype.name not in CODES:
             raise UsageError(f"{stored} is {x.dtype}", f"a trace holds {', '.join(CODES)}", "trace other layers")
         try:
-            self._data.write(x.data if x.size else b"")
+            self._write(x.data.cast("B") if x.size else b"")
         except OSError as error:
             raise self._unwritable(error) from None
         self._header[stored] = {"dtype": CODES[x.dtype.name], "shape": list(x.shape), "data_offsets": [self._end, self._end + x.nbytes]}
         self._end += x.nbytes
+
+    def _write(self, data):
+        while data:  # the system may take a part of it only
+            data = data[self._data.write(data) :]
 
     @property
     def manifest(self) -> dict:
@@ -150,7 +154,7 @@ class Recorder:
         try:
             if self._data and self._end >= 16 * GAP and len(self._header_bytes()) <= GAP:
                 self._data.seek(0)
-                self._data.write(self._header_bytes(GAP))
+                self._write(memoryview(self._header_bytes(GAP)))
                 self._data.close()
                 part = self._part
             elif self._data:
