@@ -6,8 +6,8 @@ Chellapilla et al., "High Performance Convolutional Neural Networks for Document
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..dispatch import rung
-from .linear import linear, product, refuses_half
+from ..dispatch import dispatch, rung
+from .linear import product, refuses_half
 from .parallel import blocks, parallel_for, scratch
 
 PATCH_BYTES = 4 << 20  # one block of patches; 128 channels at 512×512 would need 0.4 GB at once
@@ -73,4 +73,4 @@ def im2col(x, w, b, *, stride, padding):
 @rung("conv2d", "pointwise", owner="numpy", refuses=refuses_larger_kernels)
 def pointwise(x, w, b, *, stride, padding):
     """A 1×1 convolution is a linear layer on every pixel: no patches at all."""
-    return linear(x, w.reshape(w.shape[:2]), b)
+    return dispatch("linear", x, w.reshape(w.shape[:2]), b)
