@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
-from .activation import geglu, refuses_all_but_float32
+from .activation import geglu_rows, refuses_all_but_float32
 from .linear import ROWS, product
 from .parallel import blocks, parallel_for, scratch
 
@@ -18,9 +18,10 @@ def feed_forward(x, w_in, b_in, w_out, b_out):
     y = np.empty((len(rows), len(w_out)), dtype=x.dtype)
 
     def block(part):
-        middle = scratch("middle", (part.stop - part.start, len(w_in)), x.dtype)
-        product(rows[part], w_in.T, b_in, out=middle)
-        product(geglu(middle), w_out.T, b_out, out=y[part])
+        count = part.stop - part.start
+        middle = product(rows[part], w_in.T, b_in, out=scratch("middle", (count, len(w_in)), x.dtype))
+        gated = geglu_rows(middle, scratch("gated", (count, w_out.shape[1]), x.dtype))
+        product(gated, w_out.T, b_out, out=y[part])
 
     parallel_for(blocks(len(rows), ROWS), block)
     return y.reshape(*x.shape[:-1], len(w_out))

@@ -6,6 +6,7 @@ from ..dispatch import rung
 from .parallel import blocks, parallel_for
 
 ROWS = 512  # of x in one piece: enough that repacking w is cheap beside the product
+COLUMNS = 4  # pieces where the rows are few: each of them packs x again, and all workers should have one
 SMALL = 1 << 22  # multiplications not worth a second thread
 
 
@@ -24,7 +25,7 @@ def product(x, w, b=None, out=None):
     elif S >= 2 * ROWS:
         pieces = [(rows, slice(None)) for rows in blocks(S, ROWS)]
     else:
-        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, C_out // 8))]
+        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, -(-C_out // COLUMNS)))]
 
     def piece(at):
         rows, columns = at
