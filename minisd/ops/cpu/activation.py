@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .parallel import blocks, parallel_for, scratch
 
 BLOCK = 1 << 16  # elements
@@ -19,7 +20,7 @@ def refuses_all_but_float32(x, *args, **kwargs):
 def in_blocks(x, f):
     """A new array with f(block) applied in place to its blocks."""
     x = np.asarray(x, order="C")
-    y = np.empty_like(x)
+    y = empty(x.shape, x.dtype)
     old, new = x.reshape(-1), y.reshape(-1)
 
     def block(part):
@@ -93,4 +94,4 @@ def geglu(x):
     """h · GELU(g) with the fast GELU, by blocks of rows."""
     C = x.shape[-1] // 2
     rows = x.reshape(-1, 2 * C)
-    return geglu_rows(rows, np.empty((len(rows), C), dtype=x.dtype)).reshape(*x.shape[:-1], C)
+    return geglu_rows(rows, empty((len(rows), C), x.dtype)).reshape(*x.shape[:-1], C)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..dispatch import rung
 from ..reference import causal_mask, softmax
+from .arena import empty
 from .linear import refuses_half
 from .parallel import blocks, parallel_for, scratch
 
@@ -27,7 +28,7 @@ def chunked(q, k, v, *, scale, mask, causal):
     T, D_out = v.shape[2:]
     mask = whole_mask(mask, causal, (B, N, S, T), q.dtype)
 
-    y = np.empty((B, S, N, D_out), dtype=q.dtype)  # heads inside: merging them afterwards is a free reshape
+    y = empty((B, S, N, D_out), q.dtype)  # heads inside: merging them afterwards is a free reshape
     rows = min(S, max(1, SCORE_BYTES // (T * q.itemsize)))
     buffer = np.empty((rows, T), dtype=q.dtype)
     for b in range(B):
@@ -69,7 +70,7 @@ def tiled(q, k, v, *, scale, mask, causal):
     B, N, S, D = q.shape
     T, D_out = v.shape[2:]
     mask = whole_mask(mask, causal, (B, N, S, T), q.dtype)
-    y = np.empty((B, S, N, D_out), dtype=q.dtype)  # heads inside: merging them afterwards is a free reshape
+    y = empty((B, S, N, D_out), q.dtype)  # heads inside: merging them afterwards is a free reshape
     ones = np.ones(min(T, KEYS), dtype=q.dtype)
     turn = math.log(math.e, BASE)
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..dispatch import rung
 from .activation import geglu_rows, refuses_all_but_float32
+from .arena import empty
 from .linear import ROWS, product
 from .parallel import blocks, parallel_for, scratch
 
@@ -15,7 +16,7 @@ def feed_forward(x, w_in, b_in, w_out, b_out):
     At 64×64 with C = 320 it would be 84 MB for two pictures, written and read twice; 512 rows of it are 5 MB.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y = np.empty((len(rows), len(w_out)), dtype=x.dtype)
+    y = empty((len(rows), len(w_out)), x.dtype)
 
     def block(part):
         count = part.stop - part.start

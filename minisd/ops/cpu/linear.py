@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .parallel import blocks, parallel_for
 
 ROWS = 512  # of x in one piece: enough that repacking w is cheap beside the product
@@ -19,7 +20,7 @@ def product(x, w, b=None, out=None):
     """x [S, C] @ w [C, C′] + b, by blocks of rows, or of columns where the rows are few."""
     S, C = x.shape
     C_out = w.shape[1]
-    y = np.empty((S, C_out), dtype=x.dtype) if out is None else out
+    y = empty((S, C_out), x.dtype) if out is None else out
     if S * C * C_out < SMALL:
         pieces = [(slice(None), slice(None))]
     elif S >= 2 * ROWS:
