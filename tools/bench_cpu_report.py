@@ -71,6 +71,8 @@ def ladder(data: dict, part: str, shape_of) -> str:
                 speed = f"{entry['gflop'] / t:.0f}" if entry["gflop"] else "–"
                 rows.append(row(shape, name, f"{1e3 * t:.1f}", speed, f"{entry['megabytes']:.0f}", f"{entry['relative_l2_to_float64'][name]:.1e}"))
                 shape = ""
+    if not rows:
+        return f"Not measured yet: `python tools/bench_cpu.py {part}`."
     columns = ("rung", "ms", "GFLOP/s", "MB", "error to float64")
     return "\n".join([*machines(data, [part]), *table("shape", columns, rows)]).rstrip()
 

@@ -42,7 +42,7 @@ def test_memory_waits_for_the_last_view(view):
 
 
 def test_it_serves_what_is_about_its_size():
-    for elements, again in ((MB, True), (MB - 1000, True), (MB // 2, False), (MB + 1, False)):
+    for elements, again in ((MB, True), (MB - 1000, True), (MB // 2, True), (MB // 2 - 1, False), (MB + 1, False)):
         x = arena.empty((MB,), "float32")
         at = address(x)
         del x

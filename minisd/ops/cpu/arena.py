@@ -4,7 +4,7 @@ Fresh memory costs a page fault every 4 kB (or 2 MB) and is zeroed by the system
 decode. Here the memory of an array whose last view is gone waits for the next array of about its size. Nobody has to give
 anything back, and nobody can keep too little: the array holds its memory as any array does.
 
-What waits is bounded: an array that nothing fits lets go of all that waits, but for 64 MB. So the peak is that of plain arrays.
+What waits is bounded: an array that nothing fits lets go of all that waits, but for 64 MB. So the peak is nearly that of plain arrays.
 """
 
 import math
@@ -13,7 +13,7 @@ import threading
 import numpy as np
 
 LARGE = 1 << 20  # bytes; what is smaller comes out of the memory that malloc keeps anyway
-SLACK = 1.5  # times the size asked for, at most, is handed out
+SLACK = 2  # times the size asked for, at most, is handed out: after a halving of the channels the old memory still serves
 WAITING = 64 << 20  # bytes that may wait for ever
 
 _waiting: list = []

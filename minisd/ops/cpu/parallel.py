@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -69,11 +69,15 @@ def parallel_for(items, work):
         try:
             drain()
         finally:
+            started = []
             for helper in helpers:
                 if helper.cancel():
                     _release()
                 else:
-                    helper.result()
+                    started.append(helper)
+            wait(started)
+        for helper in started:
+            helper.result()  # raises what stopped it
 
 
 def blocks(n: int, size: int) -> list[slice]:
