@@ -23,10 +23,6 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisd")
 
 
-if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
 _lock = threading.Lock()
 _busy = 0  # helpers at work, or on their way
 
@@ -44,6 +40,16 @@ def _release():
     global _busy
     with _lock:
         _busy -= 1
+
+
+def _start_afresh():
+    global _lock, _busy
+    _pool.cache_clear()
+    _lock, _busy = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=_start_afresh)
 
 
 def parallel_for(items, work):
