@@ -63,7 +63,7 @@ def cli():
 @click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 2 % slower.")
+@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 5 to 10 % slower.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
