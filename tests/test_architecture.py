@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "errors": set(),
     "blas": set(),  # imported before NumPy
     "backend": {"errors"},
-    "params": {"errors"},
+    "resident": {"ops"},  # widens its blocks on the workers of the ops
+    "params": {"errors", "resident"},
     "config": {"errors"},
     "rng": {"errors"},
     "tokenizer": {"errors"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "tracefile": {"statistics", "ops", "checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
     "ops": {"blas", "backend", "errors"},  # knows no config
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
-    "checkpoint": {"config", "params", "backend", "errors"},
+    "checkpoint": {"config", "params", "resident", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
     "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..dispatch import dispatch, rung
+from .arena import empty
 from .linear import product, refuses_half
 from .parallel import blocks, parallel_for, scratch
 
@@ -50,7 +51,7 @@ def im2col(x, w, b, *, stride, padding):
     (top, bottom), (left, right) = padding
     H, W = ((n + sum(side) - k) // stride + 1 for n, side, k in zip(x.shape[1:3], padding, (KH, KW)))
     weights = w.transpose(2, 3, 1, 0).reshape(KH, KW * C, C_out)  # free: weights are stored channels-last
-    y = np.empty((len(x), H, W, C_out), dtype=x.dtype)
+    y = empty((len(x), H, W, C_out), x.dtype)
 
     def block(piece):
         images, rows = piece

@@ -3,19 +3,21 @@
 import numpy as np
 
 from ..dispatch import rung
-from .activation import geglu, refuses_all_but_float32
+from .activation import geglu_rows, refuses_all_but_float32
+from .arena import empty
 from .linear import DEPTH, ROWS, product
 from .parallel import blocks, parallel_for, scratch
 
 
 def by_rows(x, w_in, b_in, w_out, b_out, depth):
     rows = x.reshape(-1, x.shape[-1])
-    y = np.empty((len(rows), len(w_out)), dtype=x.dtype)
+    y = empty((len(rows), len(w_out)), x.dtype)
 
     def block(part):
-        middle = scratch("middle", (part.stop - part.start, len(w_in)), x.dtype)
-        product(rows[part], w_in.T, b_in, out=middle, depth=depth)
-        product(geglu(middle), w_out.T, b_out, out=y[part], depth=depth)
+        count = part.stop - part.start
+        middle = product(rows[part], w_in.T, b_in, out=scratch("middle", (count, len(w_in)), x.dtype), depth=depth)
+        gated = geglu_rows(middle, scratch("gated", (count, w_out.shape[1]), x.dtype))
+        product(gated, w_out.T, b_out, out=y[part], depth=depth)
 
     parallel_for(blocks(len(rows), ROWS), block)
     return y.reshape(*x.shape[:-1], len(w_out))

@@ -3,9 +3,11 @@
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .parallel import blocks, parallel_for, scratch
 
 ROWS = 512  # of x in one piece: enough that repacking w is cheap beside the product
+COLUMNS = 4  # pieces where the rows are few: each of them packs x again, and all workers should have one
 DEPTH = 160  # products in one sum of the exact rung; one sum of 320 rounds √2 times as much
 SMALL = 1 << 22  # multiplications not worth a second thread
 
@@ -23,13 +25,13 @@ def product(x, w, b=None, out=None, depth=None):
     """
     S, C = x.shape
     C_out = w.shape[1]
-    y = np.empty((S, C_out), dtype=x.dtype) if out is None else out
+    y = empty((S, C_out), x.dtype) if out is None else out
     if S * C * C_out < SMALL:
         pieces = [(slice(None), slice(None))]
     elif S >= 2 * ROWS:
         pieces = [(rows, slice(None)) for rows in blocks(S, ROWS)]
     else:
-        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, C_out // 8))]
+        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, -(-C_out // COLUMNS)))]
     first, *others = blocks(C, max(1, depth or C)) or [slice(None)]
 
     def piece(at):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dispatch import rung
 from .activation import silu_in_place
+from .arena import empty
 from .linear import refuses_half
 from .parallel import blocks, parallel_for, scratch
 
@@ -25,7 +26,7 @@ def group_norm(x, w, b, *, groups, eps, act):
     """y = (x − μ) · a + β with a = γ / √(σ² + ε): float64 sums of x and x² by blocks of pixels, then one pass to scale."""
     B, C = x.shape[0], x.shape[-1]
     x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
+    y = empty(x.shape, x.dtype)
     S = math.prod(x.shape[1:-1])
     parts = blocks(S, max(1, BLOCK // C))
     ones = np.ones(parts[0].stop, dtype="float64")
@@ -64,7 +65,7 @@ def layer_norm(x, w, b, *, eps):
     """All of it in float64, by blocks of tokens that stay in the cache, and rounded once: conversion costs less than it seems."""
     C = x.shape[-1]
     tokens = np.ascontiguousarray(x).reshape(-1, C)
-    y = np.empty_like(tokens)
+    y = empty(tokens.shape, tokens.dtype)
 
     def block(part):
         wide = scratch("wide", tokens[part].shape, "float64")
