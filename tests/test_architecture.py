@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
     "checkpoint": {"config", "params", "resident", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
-    "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
+    "adapters": {"checkpoint", "params", "resident", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
     "image": {"video", "backend", "errors"},
     "video": {"errors"},
