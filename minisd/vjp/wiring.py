@@ -1,0 +1,51 @@
+"""How pullbacks are joined, and time for memory: a block keeps only its inputs, and computes itself again on the way back.
+
+Griewank & Walther, "Revolve", 2000; for networks Chen et al., arXiv:1604.06174, who call it checkpointing.
+"""
+
+from ..errors import ContractError
+
+
+def recompute(forward, vjp):
+    """f(p, x, …) -> y, pullback: y by `forward`, which keeps nothing; `pullback` runs `vjp` on the same inputs, then pulls back through it.
+
+    One more forward pass for the block, and between the passes no memory but its inputs.
+    """
+
+    def block(*args, **kwargs):
+        def pullback(dy):
+            _, pull = vjp(*args, **kwargs)
+            return pull(dy)
+
+        return forward(*args, **kwargs), pullback
+
+    return block
+
+
+class Chain:
+    """Steps that follow each other: `y` is the value so far, `pullback(dy)` goes back through all of them."""
+
+    def __init__(self, x):
+        self.y, self.pulls = x, []
+
+    def then(self, layer, p, **options):
+        """y ← layer(p, y)."""
+        self.y, pull = layer(p, self.y, **options)
+        self.pulls.append(pull)
+
+    def pullback(self, dy):
+        for pull in reversed(self.pulls):
+            dy = pull(dy)
+        return dy
+
+
+def public(y, pullback):
+    """y and its pullback, which refuses a gradient that is not like y."""
+
+    def checked(dy):
+        if dy.shape != y.shape or dy.dtype != y.dtype:
+            what = f"the gradient is {dy.dtype} {list(dy.shape)}, the value {y.dtype} {list(y.shape)}"
+            raise ContractError(what, "a gradient has one number for each number of the value", "give one like the value, in its dtype")
+        return pullback(dy)
+
+    return y, checked
