@@ -3,8 +3,8 @@
     pixels, pullback = vjp.decode(pipe.vae, z)
     dz = pullback(dpixels)                       # Jᵀ dpixels, J = dpixels/dz: a vector–Jacobian product
 
-`pullback(dy)` gives the gradients of the array inputs, in argument order. What it needs is kept in the closure and nowhere else; inside a
-network that is the inputs of each resnet and each transformer, which compute themselves again on the way back (`wiring.recompute`).
+`pullback(dy)` gives the gradients of the array inputs, in argument order, as often as it is called. What it needs is kept in its closure
+and nowhere else: the inputs of the norms, and q, k, v. Everything between two of them is made again on the way back, where it is asked for.
 
     ops/ layers/ models/    mirror minisd's own by file and name         docs/gradients.md    the derivations, memory and figures
 

@@ -1,25 +1,6 @@
-"""How pullbacks are joined, and time for memory: a block keeps only its inputs, and computes itself again on the way back.
-
-Griewank & Walther, "Revolve", 2000; for networks Chen et al., arXiv:1604.06174, who call it checkpointing.
-"""
+"""How pullbacks are joined."""
 
 from ..errors import ContractError
-
-
-def recompute(forward, vjp):
-    """f(p, x, …) -> y, pullback: y by `forward`, which keeps nothing; `pullback` runs `vjp` on the same inputs, then pulls back through it.
-
-    One more forward pass for the block, and between the passes no memory but its inputs.
-    """
-
-    def block(*args, **kwargs):
-        def pullback(dy):
-            _, pull = vjp(*args, **kwargs)
-            return pull(dy)
-
-        return forward(*args, **kwargs), pullback
-
-    return block
 
 
 class Chain:

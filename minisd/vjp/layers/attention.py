@@ -1,7 +1,12 @@
-"""Attention in its four surroundings, backwards."""
+"""Attention in its four surroundings, backwards. Kept are the inputs of the norms, and q, k, v; what lies between is made again.
+
+`again` is how: a function that makes an input anew, for the one product (dW, or the feed-forward's own middle) that asks for it.
+"""
 
 import math
 
+from ...layers import attention as forward
+from ...layers import basic as forward_basic
 from ...layers.attention import TRANSFORMER_GROUP_NORM_EPS, TRANSFORMER_LAYER_NORM_EPS, split_heads
 from .. import ops
 from ..collect import of_layer
@@ -23,24 +28,34 @@ def multi_head(q, k, v, *, heads, causal=False):
     return join_heads(y), lambda dy: tuple(join_heads(dx) for dx in pull(split_heads(dy, heads)))
 
 
-def attention(p, x, context=None, *, heads):
+def projected(projections, x, context, *, heads, causal=False, again=None):
+    """out(attend(Wq x, Wk c, Wv c))    →    dx = Wqᵀ dq,   dcontext = Wkᵀ dk + Wvᵀ dv.
+
+    projections: p of q, k, v, out; x [B, S, C], context [B, T, C′] -> y [B, S, C]; again: makes x anew, and the context where that is x
+    """
+    p_q, p_k, p_v, p_out = projections
+    again_context = again if context is x else None
+    q, pull_q = linear(p_q, x, again=again)
+    k, pull_k = linear(p_k, context, again=again_context)
+    v, pull_v = linear(p_v, context, again=again_context)
+    y, pull_heads = multi_head(q, k, v, heads=heads, causal=causal)
+    y, pull_out = linear(p_out, y, again=lambda: forward.multi_head(q, k, v, heads=heads, causal=causal))
+
+    def pullback(dy):
+        dq, dk, dv = pull_heads(pull_out(dy))
+        return pull_q(dq), pull_k(dk) + pull_v(dv)
+
+    return y, pullback
+
+
+def attention(p, x, context=None, *, heads, again=None):
     """Queries give dx; keys and values give dcontext, or join dx where x attends to itself.
 
     x [B, S, C], context [B, T, C_text] or None -> y [B, S, C]; pullback(dy) -> dx, dcontext; dx alone for self-attention
     """
     seen = x if context is None else context
-    q, pull_q = linear(p.to_q, x)
-    k, pull_k = linear(p.to_k, seen)
-    v, pull_v = linear(p.to_v, seen)
-    y, pull_heads = multi_head(q, k, v, heads=heads)
-    y, pull_out = linear(p.to_out[0], y)
-
-    def pullback(dy):
-        dq, dk, dv = pull_heads(pull_out(dy))
-        dx, dseen = pull_q(dq), pull_k(dk) + pull_v(dv)
-        return dx + dseen if context is None else (dx, dseen)
-
-    return y, pullback
+    y, pull = projected((p.to_q, p.to_k, p.to_v, p.to_out[0]), x, seen, heads=heads, again=again)
+    return y, pull if context is not None else lambda dy: sum(pull(dy))
 
 
 def geglu(p, x):
@@ -53,10 +68,10 @@ def geglu(p, x):
 FEED_FORWARD = ("net.0.proj.weight", "net.0.proj.bias", "net.2.weight", "net.2.bias")
 
 
-def feed_forward(p, x):
+def feed_forward(p, x, *, again=None):
     """GEGLU to four times the width and back, by rows.        x [B, S, C] -> y [B, S, C]"""
     w, w_out = p.net[0].proj, p.net[2]
-    y, pullback = ops.feed_forward(x, w.weight, w.bias, w_out.weight, w_out.bias)
+    y, pullback = ops.feed_forward(x, w.weight, w.bias, w_out.weight, w_out.bias, again=again)
     return y, of_layer(p, FEED_FORWARD, pullback)
 
 
@@ -65,21 +80,30 @@ def transformer_block(p, x, context, *, heads):
 
     x [B, S, C], context [B, T, C_text] -> y [B, S, C]; pullback(dy) -> dx, dcontext
     """
-    eps = TRANSFORMER_LAYER_NORM_EPS
-    h, pull_norm1 = layer_norm(p.norm1, x, eps=eps)
-    h, pull_attn1 = attention(p.attn1, h, heads=heads)
-    x = x + h
-    h, pull_norm2 = layer_norm(p.norm2, x, eps=eps)
-    h, pull_attn2 = attention(p.attn2, h, context, heads=heads)
-    x = x + h
-    h, pull_norm3 = layer_norm(p.norm3, x, eps=eps)
-    h, pull_ff = feed_forward(p.ff, h)
+    x, pull_attn1 = residual(p.norm1, x, lambda h, again: attention(p.attn1, h, heads=heads, again=again))
+    x, pull_attn2 = residual(p.norm2, x, lambda h, again: attention(p.attn2, h, context, heads=heads, again=again))
+    y, pull_ff = residual(p.norm3, x, lambda h, again: feed_forward(p.ff, h, again=again))
 
     def pullback(dy):
-        dx = dy + pull_norm3(pull_ff(dy))
-        dh, dcontext = pull_attn2(dx)
-        dx = dx + pull_norm2(dh)
-        return dx + pull_norm1(pull_attn1(dx)), dcontext
+        dx, dcontext = pull_attn2(pull_ff(dy))
+        return pull_attn1(dx), dcontext
+
+    return y, pullback
+
+
+def residual(p_norm, x, f, *, eps=TRANSFORMER_LAYER_NORM_EPS):
+    """y = x + f(norm(x))    →    dx = dy + normᵀ fᵀ dy; what f gives for other inputs follows.        x [B, S, C] -> y [B, S, C]
+
+    f(h, again) -> y, pullback: `again` makes h anew from x, which is all that is kept
+    """
+    h, pull_norm = layer_norm(p_norm, x, eps=eps)
+    h, pull_f = f(h, lambda: forward_basic.layer_norm(p_norm, x, eps=eps))
+
+    def pullback(dy):
+        dh = pull_f(dy)
+        dh, *others = dh if isinstance(dh, tuple) else (dh,)
+        dx = dy + pull_norm(dh)
+        return (dx, *others) if others else dx
 
     return x + h, pullback
 
@@ -119,41 +143,27 @@ def vae_attention(p, x, *, groups, eps):
     """y = x + out(attend(norm(x)))    →    dx = dy + normᵀ (Wqᵀ dq + Wkᵀ dk + Wvᵀ dv).        x [B, H, W, C] -> y [B, H, W, C]"""
     B, H, W, C = x.shape
     h, pull_norm = group_norm(p.group_norm, x, groups=groups, eps=eps)
-    h, pull_attend = self_attention((p.to_q, p.to_k, p.to_v, p.to_out[0]), h.reshape(B, H * W, C), heads=1)
+    h = h.reshape(B, H * W, C)
+    h, pull_attend = projected((p.to_q, p.to_k, p.to_v, p.to_out[0]), h, h, heads=1)
 
     def pullback(dy):
-        return dy + pull_norm(pull_attend(dy.reshape(B, H * W, C)).reshape(B, H, W, C))
+        return dy + pull_norm(sum(pull_attend(dy.reshape(B, H * W, C))).reshape(B, H, W, C))
 
     return x + h.reshape(B, H, W, C), pullback
 
 
-def clip_attention(p, x, *, heads):
+def clip_attention(p, x, *, heads, again=None):
     """Causal self-attention: a token's gradient comes from itself and those after it.        x [B, T, C] -> y [B, T, C]"""
-    return self_attention((p.q_proj, p.k_proj, p.v_proj, p.out_proj), x, heads=heads, causal=True)
-
-
-def self_attention(projections, x, *, heads, causal=False):
-    """out(attend(Wq x, Wk x, Wv x))    →    dx = Wqᵀ dq + Wkᵀ dk + Wvᵀ dv.        x [B, S, C] -> y [B, S, C]"""
-    p_q, p_k, p_v, p_out = projections
-    q, pull_q = linear(p_q, x)
-    k, pull_k = linear(p_k, x)
-    v, pull_v = linear(p_v, x)
-    y, pull_heads = multi_head(q, k, v, heads=heads, causal=causal)
-    y, pull_out = linear(p_out, y)
-
-    def pullback(dy):
-        dq, dk, dv = pull_heads(pull_out(dy))
-        return pull_q(dq) + pull_k(dk) + pull_v(dv)
-
-    return y, pullback
+    y, pull = projected((p.q_proj, p.k_proj, p.v_proj, p.out_proj), x, x, heads=heads, causal=True, again=again)
+    return y, lambda dy: sum(pull(dy))
 
 
 CLIP_ACTIVATIONS = {"quick_gelu": ops.quick_gelu, "gelu": ops.gelu}
 
 
-def clip_mlp(p, x, *, act):
+def clip_mlp(p, x, *, act, again=None):
     """linear → act → linear, pulled back in reverse order.        x [B, T, C] -> y [B, T, C]"""
-    h, pull_1 = linear(p.fc1, x)
+    h, pull_1 = linear(p.fc1, x, again=again)
     h, pull_act = CLIP_ACTIVATIONS[act](h)
     y, pull_2 = linear(p.fc2, h)
     return y, lambda dy: pull_1(pull_act(pull_2(dy)))
@@ -161,14 +171,6 @@ def clip_mlp(p, x, *, act):
 
 def clip_layer(p, x, *, heads, act, eps):
     """y = x + f(norm(x)) twice    →    dx = dy + normᵀ fᵀ dy twice.        x [B, T, C] -> y [B, T, C]"""
-    h, pull_norm1 = layer_norm(p.layer_norm1, x, eps=eps)
-    h, pull_attn = clip_attention(p.self_attn, h, heads=heads)
-    x = x + h
-    h, pull_norm2 = layer_norm(p.layer_norm2, x, eps=eps)
-    h, pull_mlp = clip_mlp(p.mlp, h, act=act)
-
-    def pullback(dy):
-        dx = dy + pull_norm2(pull_mlp(dy))
-        return dx + pull_norm1(pull_attn(dx))
-
-    return x + h, pullback
+    x, pull_attn = residual(p.layer_norm1, x, lambda h, again: clip_attention(p.self_attn, h, heads=heads, again=again), eps=eps)
+    y, pull_mlp = residual(p.layer_norm2, x, lambda h, again: clip_mlp(p.mlp, h, act=act, again=again), eps=eps)
+    return y, lambda dy: pull_attn(pull_mlp(dy))

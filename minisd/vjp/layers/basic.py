@@ -6,15 +6,15 @@ from ..collect import keep, of_layer
 WEIGHT_AND_BIAS = ("weight", "bias")
 
 
-def linear(p, x):
-    """dx = dy W.        x [..., C] -> y [..., C′]"""
-    y, pullback = ops.linear(x, p.weight, p.get("bias"))
+def linear(p, x, *, again=None):
+    """dx = dy W.        x [..., C] -> y [..., C′]; with `again`, a function that makes x anew, x is not kept"""
+    y, pullback = ops.linear(x, p.weight, p.get("bias"), again=again)
     return y, of_layer(p, WEIGHT_AND_BIAS, pullback)
 
 
-def conv2d(p, x, *, stride=1, padding=0):
-    """dx = Wᵀ ∗ dy, the transposed convolution.        x [B, H, W, C] -> y [B, H′, W′, C′]"""
-    y, pullback = ops.conv2d(x, p.weight, p.get("bias"), stride=stride, padding=padding)
+def conv2d(p, x, *, stride=1, padding=0, again=None):
+    """dx = Wᵀ ∗ dy, the transposed convolution.        x [B, H, W, C] -> y [B, H′, W′, C′]; `again` as in linear"""
+    y, pullback = ops.conv2d(x, p.weight, p.get("bias"), stride=stride, padding=padding, again=again)
     return y, of_layer(p, WEIGHT_AND_BIAS, pullback)
 
 

@@ -1,1 +1,1 @@
-"""The three networks, backwards: wiring only. Each block keeps its inputs on the way forward and is computed again on the way back."""
+"""The three networks, backwards: wiring only. The layers know what to keep; here only the order is turned round."""

@@ -1,13 +1,10 @@
 """CLIP's text transformer, backwards: from the vectors that the UNet reads to the embeddings of the tokens."""
 
 from ...backend import array_module
-from ...layers import attention as attention_forward
 from ...models.model import expect_input
-from ..layers import attention
+from ..layers.attention import clip_layer
 from ..layers.basic import embedding, layer_norm
-from ..wiring import Chain, public, recompute
-
-clip_layer = recompute(attention_forward.clip_layer, attention.clip_layer)
+from ..wiring import Chain, public
 
 
 def encoder(p, x, *, heads, act, eps):

@@ -3,16 +3,11 @@
 from ... import ops as forward_ops
 from ...backend import array_module, to_nchw, to_nhwc
 from ...config import UNetConfig
-from ...layers import attention as attention_forward
-from ...layers import resnet as resnet_forward
-from ..layers import attention, resnet
+from ..layers.attention import spatial_transformer
 from ..layers.basic import conv2d, group_norm
-from ..layers.resnet import downsample, upsample
+from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
-from ..wiring import Chain, public, recompute
-
-resnet_block = recompute(resnet_forward.resnet_block, resnet.resnet_block)
-spatial_transformer = recompute(attention_forward.spatial_transformer, attention.spatial_transformer)
+from ..wiring import Chain, public
 
 
 def resnet_and_transformer(p, p_attention, x, t_emb, context, *, heads, groups, eps):

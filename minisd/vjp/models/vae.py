@@ -1,17 +1,12 @@
 """The autoencoder, backwards: which latents a change of the pixels asks for, and which pixels a change of the latents."""
 
 from ...backend import to_nchw, to_nhwc
-from ...layers import attention as attention_forward
-from ...layers import resnet as resnet_forward
 from ...models.model import expect_input
 from ...models.vae import VAE_NORM_EPS
-from ..layers import attention, resnet
+from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
-from ..layers.resnet import downsample, upsample
-from ..wiring import Chain, public, recompute
-
-resnet_block = recompute(resnet_forward.resnet_block, resnet.resnet_block)
-vae_attention = recompute(attention_forward.vae_attention, attention.vae_attention)
+from ..layers.resnet import downsample, resnet_block, upsample
+from ..wiring import Chain, public
 
 
 def down_encoder_block(p, x, *, groups):

@@ -7,19 +7,21 @@ from ...backend import array_module
 from .linear import total
 
 
-def conv2d(x, w, b=None, *, stride=1, padding):
+def conv2d(x, w, b=None, *, stride=1, padding, again=None):
     """y[h] = Σᵢ x[s·h + i − p] wᵢ + b    →    dx[n] = Σᵢ dy[(n + p − i)/s] wᵢᵀ,   dwᵢ = Σₕ dy[h]ᵀ x[s·h + i − p],   db = Σ dy
 
     dx: dy with s − 1 zeros between its pixels, convolved with the taps in reverse order, each transposed (a "transposed convolution").
     dy [B, H′, W′, C′] -> dx [B, H, W, C]; wrt_params: dx, dw [C′, C, KH, KW], db [C′] (None without b)
+    again: a function that makes x anew. x matters for dw only, so with it x is not kept.
     """
+    shape, remake = x.shape, again or (lambda: x)
     sides = ((padding, padding), (padding, padding)) if isinstance(padding, int) else padding
 
     def pullback(dy, wrt_params=False):
-        dx = conv2d_image(dy, w, x.shape, stride, sides)
+        dx = conv2d_image(dy, w, shape, stride, sides)
         if not wrt_params:
             return dx
-        return dx, conv2d_weights(dy, x, w, stride, sides), None if b is None else total(dy.reshape(-1, dy.shape[-1]))
+        return dx, conv2d_weights(dy, remake(), w, stride, sides), None if b is None else total(dy.reshape(-1, dy.shape[-1]))
 
     return ops.conv2d(x, w, b, stride=stride, padding=padding), pullback
 

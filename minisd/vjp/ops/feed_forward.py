@@ -7,13 +7,16 @@ from .activation import geglu
 from .linear import linear, total
 
 
-def feed_forward(x, w_in, b_in, w_out, b_out):
+def feed_forward(x, w_in, b_in, w_out, b_out, *, again=None):
     """y = W′ g + b′, g = GEGLU(W x + b)    →    dg = dy W′, then back through GEGLU and W; the middle is made again, 512 rows at a time.
 
-    dy [..., C′] -> dx [..., C]; wrt_params: dx, dw_in, db_in, dw_out, db_out
+    dy [..., C′] -> dx [..., C]; wrt_params: dx, dw_in, db_in, dw_out, db_out        again: a function that makes x anew, which is then not kept
     """
 
+    remake = again or (lambda: x)
+
     def pullback(dy, wrt_params=False):
+        x = remake()
         rows, d_rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx, of_params = array_module(x).empty(rows.shape, dtype=x.dtype), None
         for start in range(0, len(rows), ROWS):

@@ -4,18 +4,20 @@ from ... import ops
 from ...backend import array_module
 
 
-def linear(x, w, b=None):
+def linear(x, w, b=None, *, again=None):
     """y = x Wᵀ + b    →    dx = dy W,   dW = dyᵀ x,   db = Σ dy, both summed over all rows.
 
     dy [..., C′] -> dx [..., C]; wrt_params: dx, dw [C′, C], db [C′] (None without b)
+    again: a function that makes x anew. x matters for dW only, so with it x is not kept.
     """
+    remake = again or (lambda: x)
 
     def pullback(dy, wrt_params=False):
         dx = ops.linear(dy, w.T)
         if not wrt_params:
             return dx
         rows = dy.reshape(-1, dy.shape[-1])
-        return dx, rows.T @ x.reshape(-1, x.shape[-1]), None if b is None else total(rows)
+        return dx, rows.T @ remake().reshape(-1, w.shape[1]), None if b is None else total(rows)
 
     return ops.linear(x, w, b), pullback
 

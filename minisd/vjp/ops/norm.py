@@ -15,7 +15,7 @@ def group_norm(x, w, b, *, groups, eps, act=None):
     """y = γ x̂ + β, x̂ = (x − μ)/s, s = √(σ² + ε)    →    dx = (γ d − ⟨γ d⟩ − x̂ ⟨γ d x̂⟩)/s,   dγ = Σ d x̂,   dβ = Σ d
 
     d = dy, or dy · SiLU′(y) for act="silu"; Σ over the pixels (of all images), ⟨⟩ the mean over a group of one image.
-    Kept for the way back: x alone; everything else is computed again, by blocks of pixels that stay in the cache, in float64.
+    Kept for the way back: x alone; everything else is computed again, by blocks of pixels that stay in the cache, with sums in float64.
     dy [B, ..., C] -> dx [B, ..., C]; wrt_params: dx, dw [C], db [C]
     """
     B, C = x.shape[0], x.shape[-1]
@@ -39,18 +39,21 @@ def group_norm(x, w, b, *, groups, eps, act=None):
             mu = mean(sums(lambda part: pixels[part].sum(axis=0, dtype="float64")))
             s = xp.sqrt(mean(sums(lambda part: ((pixels[part] - mu) ** 2).sum(axis=0))) + eps)
 
+            mu, s = mu.astype(x.dtype), s.astype(x.dtype)
+
             def measure(part):
-                x_hat, d = (pixels[part] - mu) / s, d_out[part].astype("float64")
+                x_hat, d = (pixels[part] - mu) / s, d_out[part]
                 if act == "silu":
-                    d *= silu_slope(x_hat * w + b)
+                    d = d * silu_slope(x_hat * w + b)
                 dx_out[part] = d  # for the second pass
-                return xp.stack((d.sum(axis=0), (d * x_hat).sum(axis=0)))
+                return xp.stack((d.sum(axis=0, dtype="float64"), (d * x_hat).sum(axis=0, dtype="float64")))
 
             d_sum, d_x_hat = sums(measure)
-            m, m_x_hat = mean(w * d_sum), mean(w * d_x_hat)
+            gain, m, m_x_hat = w / s, (mean(w * d_sum) / s).astype(x.dtype), (mean(w * d_x_hat) / s**2).astype(x.dtype)
 
             def project(part):
-                dx_out[part] = (w * dx_out[part] - m - (pixels[part] - mu) / s * m_x_hat) / s
+                dx_out[part] *= gain
+                dx_out[part] -= (pixels[part] - mu) * m_x_hat + m
 
             parallel_for(parts, project)
             dw, db = dw + d_x_hat, db + d_sum
