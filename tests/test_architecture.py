@@ -39,6 +39,9 @@ MAY_IMPORT = {
     "checkpoint": {"config", "params", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
+    "vjp": {"ops", "layers", "models", "config", "backend", "errors"},  # gradients know the forward pass, which never imports them
+    "guidance": {"vjp", "backend", "errors"},
+    "learn": {"vjp", "errors"},
     "image": {"backend", "errors"},
     "request": {"config", "errors"},
     "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
@@ -89,6 +92,12 @@ def test_imports_point_one_way(path):
         top, _, rest = name.partition(".")
         if top == "minisd":
             assert rest.partition(".")[0] in MAY_IMPORT[unit(path)] | {unit(path)}, f"{path.name}:{line} imports {name}"
+
+
+def test_the_forward_pass_knows_no_gradients():
+    """vjp is for who asks for it: nothing that makes a picture may import it."""
+    users = {unit for unit, allowed in MAY_IMPORT.items() if "vjp" in allowed}
+    assert users == {"guidance", "learn"} and not any(users & allowed for allowed in MAY_IMPORT.values())
 
 
 @every_module
@@ -202,6 +211,10 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/ops/cpu/__init__.py": "only imports its rungs",
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
+    "minisd/vjp/__init__.py": "only names",
+    "minisd/vjp/ops/__init__.py": "only names",
+    "minisd/vjp/layers/__init__.py": "empty",
+    "minisd/vjp/models/__init__.py": "empty",
     "minisd/models/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",
     "minisd/schedulers/__init__.py": "only names",

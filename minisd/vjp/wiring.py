@@ -1,4 +1,4 @@
-"""How pullbacks are joined."""
+"""How pullbacks are joined into longer ones, and what a public one refuses."""
 
 from ..errors import ContractError
 

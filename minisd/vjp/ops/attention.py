@@ -4,7 +4,7 @@ from ... import ops
 from ...backend import array_module
 from ...ops.reference import softmax
 
-SCORE_BYTES = 32 << 20  # the scores of one block of queries, for all heads; three such arrays live at once
+SCORE_BYTES = 8 << 20  # the scores of one block of queries, for all heads; five such arrays live at once
 
 
 def attention(q, k, v, *, scale, mask=None, causal=False):
