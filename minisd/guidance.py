@@ -83,12 +83,13 @@ def like_picture(mask, pixels):
 # ----- the loop --------------------------------------------------------------------------------------------------------------
 
 
-def guided(steps, pipe, loss, *, scale: float = 1.0, every: int = 1, through_unet: dict | None = None):
+def guided(steps, pipe, loss, *, scale: float = 1.0, every: int = 1, max_sigma: float = math.inf, through_unet: dict | None = None):
     """The steps of `pipe.steps(…)`, every `every`-th with its latents moved down the gradient of `scale · loss(pixels)`.
 
     In x = a·x0 + s·ε the loss is that of the decoded x0, and the move is x ← x − s² · scale · dloss/dx, s the noise at this step: σ² in the
     variables of LMS. It is made after the step, in the coordinates x/a, in which steps only add.
 
+    max_sigma: steps with a noise σ = s/a above it are left as they are: while σ is large x0 is a blur, and σ² makes long moves of its gradient.
     through_unet: None holds the predicted noise fixed, so that dx0/dx = 1/a: cheap, and what the Deep Dive does. A dict of what `pipe.steps`
     was given (prompt_embeds; negative_prompt_embeds and guidance_scale if it guides) takes the gradient through the UNet, for one more pass
     of it forwards and back. Raises UsageError.
@@ -99,8 +100,8 @@ def guided(steps, pipe, loss, *, scale: float = 1.0, every: int = 1, through_une
 
     def loop():
         for step in steps:
-            if step.index % every == 0:
-                a, s = pipe.scheduler.scales(step.t)
+            a, s = pipe.scheduler.scales(step.t)
+            if step.index % every == 0 and s / a <= max_sigma:
                 _, gradient = loss_of_latents(pipe.vae, step.pred_original_sample, loss)
                 gradient = gradient_of_sample(pipe.scheduler, step, gradient, backwards)
                 step.latents = step.latents - scale * (s**2 / a * scale_after(pipe.scheduler, step.t)) * gradient

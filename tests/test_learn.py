@@ -48,7 +48,7 @@ def test_the_gradient_of_the_vectors(sd2):
         loss, pull_loss = denoising_loss(sd2, z, context, np.array([7, 930]), noise)
         return np.array([loss]), lambda dy: dy[0] * pull_text(pull_loss())
 
-    check(f, words.start(sd2), name="vectors", h=1e-4, tolerance=1e-5)
+    check(f, words.start(sd2), name="vectors", h=1e-6, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
