@@ -1,6 +1,7 @@
 """The tests' device: runs the kernels' own text on NumPy arrays, by g++ and cudasim.h, behind the same launch as the GPU.
 
-    with on_device(Simulator()): y = group_norm(x, w, b, …)            # the launcher of minisd/ops/cuda, unchanged
+    with on_device(Simulator()): y = group_norm_naive(x, w, b, …)      # a launcher of minisd/ops/cuda, unchanged
+    with gpu_ladder(): y = ops.group_norm(x, w, b, …)                  # the façade chooses as it would on a GPU
 
 Every array lies between pages that cannot be touched, inputs cannot be written to, outputs begin as NaN, and each launch runs in three
 thread orders that have to agree to the last bit. Whatever the kernel does wrong is a SimulatorError.
@@ -14,16 +15,20 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minisd.ops.cuda import kernel as kernels
 from minisd.ops.cuda import nvrtc
 from minisd.ops.cuda.compile import cache_folder
-from minisd.ops.cuda.device import Device
+from minisd.ops.cuda.device import Device, on_device
 from minisd.ops.cuda.kernel import Instance
+from minisd.ops.dispatch import RUNGS
 
 HEADER = Path(__file__).with_name("cudasim.h")
 FORWARD, BACKWARD, SHUFFLED = range(3)
@@ -53,6 +58,9 @@ def why_not() -> str | None:
     return None
 
 
+needs_simulator = [pytest.mark.kernels, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]  # pytestmark of a test file
+
+
 class Simulator(Device):
     """Kernels on the CPU. `ways` are the thread orders of each launch; more than one must give equal bits."""
 
@@ -66,11 +74,25 @@ class Simulator(Device):
         return np.full(shape, np.nan, dtype)
 
     def contiguous(self, x):
-        return np.ascontiguousarray(x)
+        return np.ascontiguousarray(x).reshape(x.shape)  # it makes [1] of a number without axes
 
     def run(self, instance: Instance, grid, block, arguments: list, shared: int):
         self.launches.append(instance.expression)
         run_text(function(instance), instance, grid, block, arguments, shared, self.ways)
+
+
+@contextmanager
+def gpu_ladder(device=None):
+    """Inside the block the façade has for NumPy arrays the rungs that it has for CuPy's, and they run on the simulator."""
+    device, ladders = device or Simulator(), {op: list(ladder) for op, ladder in RUNGS.items()}
+    for ladder in RUNGS.values():
+        ladder[:] = [replace(r, owner="numpy") if r.owner == "cupy" else r for r in ladder if r.owner != "numpy" and r.name != "cublas"]
+    try:
+        with on_device(device):
+            yield device
+    finally:
+        for op, ladder in ladders.items():
+            RUNGS[op][:] = ladder
 
 
 def run_text(f, instance: Instance, grid, block, arguments: list, shared: int, ways):

@@ -9,10 +9,10 @@ from minisd.ops.cuda.device import on_device
 from minisd.ops.cuda.kernel import FOLDER, instantiate, source
 from minisd.ops.cuda.norm import GROUP_SHUFFLES, group_norm_shuffles
 from tests.cudasim import simulator
-from tests.cudasim.simulator import BACKWARD, FORWARD, SHUFFLED, Simulator, SimulatorError, compile_text, run_text, why_not
+from tests.cudasim.simulator import BACKWARD, FORWARD, SHUFFLED, Simulator, SimulatorError, compile_text, run_text, needs_simulator
 from tests.numerics import relative_l2
 
-pytestmark = [pytest.mark.kernels, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = needs_simulator
 WAYS = (FORWARD, BACKWARD, SHUFFLED)
 
 

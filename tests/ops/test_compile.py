@@ -99,7 +99,7 @@ needs_nvrtc = pytest.mark.skipif(
     not nvrtc.find("lib/libnvrtc.so.1[23]", "lib64/libnvrtc.so.1[23]"), reason="NVRTC is not installed: pip install -e '.[kernels]'"
 )
 FILES = sorted({k.file for k in KERNELS})
-MAY_SPILL = {}  # rungs that spill on purpose, and why
+STACK = {"timestep/1_table.cu": "sin and cos of large doubles reduce their argument in an array"}
 
 
 @pytest.mark.kernels
@@ -115,7 +115,7 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(file, arch)
     for expression, name in names.items():
         used = report[name]
         assert 0 < used.registers <= 255 and used.shared_bytes <= 48 << 10, (expression, used)
-        assert used.spill_bytes == 0 and used.stack_bytes == 0, (expression, used)
+        assert used.spill_bytes == 0 and (used.stack_bytes == 0 or file in STACK), (expression, used)
     assert "warning" not in log.replace("ptxas info", ""), log
 
 

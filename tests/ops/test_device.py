@@ -146,6 +146,17 @@ def test_much_shared_memory_is_asked_for(gpu):
     assert gpu.function.max_dynamic_shared_size_bytes == 64 << 10
 
 
+@pytest.mark.parametrize("address, copies", [(4096, 0), (4098, 1)])
+def test_a_view_at_an_odd_address_is_copied(gpu, address, copies):
+    """Vector loads need addresses that are multiples of 16, which x[1:] may not have."""
+    made = []
+    view = SimpleNamespace(data=SimpleNamespace(ptr=address), shape=(3,), copy=lambda: made.append("copy") or "copied")
+    view.reshape = lambda shape: view
+    gpu.device.cupy.ascontiguousarray = lambda x: x
+    result = gpu.device.contiguous(view)
+    assert len(made) == copies and result == ("copied" if copies else view)
+
+
 def test_null_is_a_zero_for_cupy(gpu):
     gpu.device.run(INSTANCE, (1, 1, 1), (1, 1, 1), [None], 0)
     (_, _, (null,)), _ = gpu.calls[0]

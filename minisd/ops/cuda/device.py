@@ -20,6 +20,7 @@ from .kernel import Instance, Parameter
 MAX_THREADS = 1024
 MAX_SHARED = 99 << 10  # bytes that a block may have on every architecture from sm_80 on; some have more
 DEFAULT_SHARED = 48 << 10  # more than this has to be asked for
+ALIGNMENT = 16  # bytes of a vector load; the pool's own arrays have 512, a view of some rows may have 2
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 
@@ -34,7 +35,7 @@ class Device(ABC):
 
     @abstractmethod
     def contiguous(self, x):
-        """x in C order: itself if it is, else a copy."""
+        """x in C order at an address that is a multiple of ALIGNMENT: itself if it is, else a copy."""
 
     @abstractmethod
     def run(self, instance: Instance, grid, block, arguments: list, shared: int):
@@ -102,7 +103,8 @@ class CuPyDevice(Device):
         return self.cupy.empty(shape, dtype)
 
     def contiguous(self, x):
-        return self.cupy.ascontiguousarray(x)
+        x = self.cupy.ascontiguousarray(x).reshape(x.shape)  # which makes [1] of a number without axes
+        return x if x.data.ptr % ALIGNMENT == 0 else x.copy()
 
     def run(self, instance, grid, block, arguments, shared):
         self.function(instance, shared)(grid, block, tuple(np.uintp(0) if a is None else a for a in arguments), shared_mem=shared)

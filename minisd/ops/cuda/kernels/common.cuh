@@ -8,6 +8,9 @@
     extern __shared__ __align__(128) unsigned char dynamic_shared[]; \
     T* name = reinterpret_cast<T*>(dynamic_shared)
 #endif
+#ifndef INFINITY  // NVRTC has no math.h
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 #define OPTIONAL  // marks a pointer that may be null; the launcher's check reads it
 
 constexpr unsigned ALL_LANES = 0xffffffffu;

@@ -22,7 +22,7 @@ __device__ __forceinline__ float block_sum(float x, float* shared) {
 
 // x, y [B, S, C]; w, b [C]
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
 group_norm_naive(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ b, T* __restrict__ y,
                  int S, int C, int G, float eps, int use_silu) {
     __shared__ float shared[256];
