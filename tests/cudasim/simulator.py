@@ -35,11 +35,6 @@ FORWARD, BACKWARD, SHUFFLED = range(3)
 FLAGS = ["-std=c++17", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-fsanitize=undefined",
          "-fno-sanitize=vptr,null,return,nonnull-attribute", "-fsanitize-undefined-trap-on-error"]  # fmt: skip
 PAGE = 4096
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 READ, WRITE, PRIVATE_ANONYMOUS = 1, 2, 0x22
 
 
@@ -109,12 +104,22 @@ def run_text(f, instance: Instance, grid, block, arguments: list, shared: int, w
             results.append(buffers.results())
     for name, first in results[0].items():
         for way, other in zip(ways, results):
-            same = np.array_equal(first.view(np.uint8), other[name].view(np.uint8))
-            if not same:
+            if not np.array_equal(first, other[name]):
                 raise SimulatorError(f"{instance.expression}: a race: {name} depends on the order of the threads (order {way})")
     for parameter, array in zip(instance.parameters, arguments):
         if parameter.name in results[0]:
             array[...] = results[0][parameter.name].view(array.dtype).reshape(array.shape)
+
+
+@cache
+def libc() -> ctypes.CDLL:
+    """mmap, mprotect and munmap with their types."""
+    c = ctypes.CDLL(None)
+    c.mmap.restype = ctypes.c_void_p
+    c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    c.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    c.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return c
 
 
 class Buffers:
@@ -132,18 +137,17 @@ class Buffers:
 
     def __exit__(self, *_):
         for _, _, _, start, length in self.maps:
-            libc.munmap(start, length)
+            libc().munmap(start, length)
 
     def _array(self, parameter, a) -> int:
         room = max(PAGE, -(-a.nbytes // PAGE) * PAGE)
-        start = libc.mmap(None, room + 2 * PAGE, READ | WRITE, PRIVATE_ANONYMOUS, -1, 0)
+        start = libc().mmap(None, room + 2 * PAGE, READ | WRITE, PRIVATE_ANONYMOUS, -1, 0)
         inside = start + PAGE
         begin = inside + (room - a.nbytes) // 16 * 16 if self.at_end else inside
         memory(inside, room)[:] = 0xFF  # NaN, beside the array too
         memory(begin, a.nbytes)[:] = a.reshape(-1).view(np.uint8)
-        libc.mprotect(start, PAGE, 0)
-        libc.mprotect(inside, room, READ if parameter.const else READ | WRITE)
-        libc.mprotect(inside + room, PAGE, 0)
+        for address, length, rights in ((start, PAGE, 0), (inside, room, READ if parameter.const else READ | WRITE), (inside + room, PAGE, 0)):
+            libc().mprotect(address, length, rights)
         self.maps.append((parameter, begin, a.nbytes, start, room + 2 * PAGE))
         return begin
 

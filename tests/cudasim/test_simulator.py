@@ -9,7 +9,7 @@ from minisd.ops.cuda.device import on_device
 from minisd.ops.cuda.kernel import FOLDER, instantiate, source
 from minisd.ops.cuda.norm import GROUP_SHUFFLES, group_norm_shuffles
 from tests.cudasim import simulator
-from tests.cudasim.simulator import BACKWARD, FORWARD, SHUFFLED, Simulator, SimulatorError, compile_text, run_text, needs_simulator
+from tests.cudasim.simulator import BACKWARD, FORWARD, SHUFFLED, Simulator, SimulatorError, compile_text, needs_simulator, run_text
 from tests.numerics import relative_l2
 
 pytestmark = needs_simulator

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisd.errors import ContractError
+from minisd.errors import ContractError, ResourceError
 from minisd.ops.cuda import device as module
 from minisd.ops.cuda.compile import Cubin, Resources
 from minisd.ops.cuda.device import CuPyDevice, Device, device, on_device
@@ -137,6 +137,12 @@ def test_cupy_gets_the_cubin_of_its_gpu_once(gpu):
     (grid, block, args), keywords = gpu.calls[0]
     assert (grid, block, keywords) == ((2, 1, 1), (256, 1, 1), {"shared_mem": 0})
     assert len(args) == 9 and type(args[-2]) is np.float32
+
+
+def test_a_gpu_that_is_too_old_is_named(gpu):
+    gpu.device.cupy.cuda.Device = lambda: SimpleNamespace(id=0, compute_capability="75")
+    with pytest.raises(ResourceError, match="this GPU has compute capability 75"):
+        gpu.device.launch(INSTANCE, 2, 256, *arguments())
 
 
 def test_much_shared_memory_is_asked_for(gpu):

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from ...errors import ContractError
+from ...errors import ContractError, ResourceError
 from .compile import build
 from .kernel import Instance, Parameter
 
@@ -21,6 +21,7 @@ MAX_THREADS = 1024
 MAX_SHARED = 99 << 10  # bytes that a block may have on every architecture from sm_80 on; some have more
 DEFAULT_SHARED = 48 << 10  # more than this has to be asked for
 ALIGNMENT = 16  # bytes of a vector load; the pool's own arrays have 512, a view of some rows may have 2
+OLDEST = 80  # compute capability
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 
@@ -114,6 +115,9 @@ class CuPyDevice(Device):
         gpu = self.cupy.cuda.Device()
         key = (instance, gpu.id)
         if key not in self.functions:
+            if int(gpu.compute_capability) < OLDEST:
+                raise ResourceError(f"this GPU has compute capability {gpu.compute_capability}", "minisd's kernels use cp.async and mma of 80 (RTX 30, A100)",
+                                    "run on the CPU")  # fmt: skip
             cubin = build(instance, f"sm_{gpu.compute_capability}")
             self.functions[key] = self.cupy.RawModule(path=str(cubin.path)).get_function(cubin.name)
         f = self.functions[key]

@@ -14,7 +14,7 @@ NAIVE = Kernel("gemm/1_naive.cu", "gemm_naive", HALF_OR_FLOAT)
 SHARED = Kernel("gemm/2_shared.cu", "gemm_shared", HALF_OR_FLOAT)
 REGISTERS = Kernel("gemm/3_registers.cu", "gemm_registers", HALF_OR_FLOAT)
 SMALL, LARGE, WIDE = (64, 64, 32, 32), (128, 128, 64, 32), (128, 160, 64, 40)  # BM, BN, WM, WN
-MMA = Kernel("gemm/4_mma.cu", "gemm_mma", (SMALL, LARGE, WIDE))
+MMA = Kernel("gemm/4_mma.cu", "gemm_mma", ((*SMALL, False), (*SMALL, True), (*LARGE, True), (*WIDE, True)))  # last: whether N is even
 
 STAGES, BK, PAD = 4, 32, 8  # as in mma_tile.cuh
 MULTIPROCESSORS = 132  # of an H100: a larger tile is taken where it still gives every one a block
@@ -78,10 +78,10 @@ def product_mma(x, w, b, *, tile=None):
     x, w, b = (None if a is None else dev.contiguous(a) for a in (x, w, b))
     N, K = w.shape
     M = x.size // K
-    tile = tile or tile_for(M, N)
+    tile = tile or (tile_for(M, N) if N % 2 == 0 else SMALL)
     y = dev.empty((*x.shape[:-1], N), x.dtype)
     grid = (math.ceil(N / tile[1]), math.ceil(M / tile[0]))
-    dev.launch(MMA(*tile), grid, threads(tile), x, w, b, y, M, N, K, shared=tile_bytes(tile, by_k=False))
+    dev.launch(MMA(*tile, N % 2 == 0), grid, threads(tile), x, w, b, y, M, N, K, shared=tile_bytes(tile, by_k=False))
     return y
 
 

@@ -79,21 +79,31 @@ template <int BM_, int BN_, int WM, int WN, bool B_BY_K> struct MmaTile {
         }
     }
 
-    // f(row, column, C[row, column], C[row, column + 1]) for every pair of columns that this thread holds.
-    template <class F> __device__ __forceinline__ void each_pair(F f) {
+    // f(row, pairs) for every row that this thread holds a part of; pairs(g) calls g(column, C[row, column], C[row, column + 1]).
+    template <class F> __device__ __forceinline__ void each_row(F f) {
 #pragma unroll
         for (int i = 0; i < MT; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
+                f(row0 + i * 16 + lane / 4 + h * 8, [&](auto g) {
 #pragma unroll
-                for (int j = 0; j < NT; j++)
-                    f(row0 + i * 16 + lane / 4 + h * 8, col0 + j * 8 + lane % 4 * 2, c[i][j][2 * h], c[i][j][2 * h + 1]);
+                    for (int j = 0; j < NT; j++) g(col0 + j * 8 + lane % 4 * 2, c[i][j][2 * h], c[i][j][2 * h + 1]);
+                });
     }
 };
 
-// Stores v0, v1 at columns n, n + 1 of a row of N; together where the address allows it.
-__device__ __forceinline__ void store_pair(half* row, int n, int N, float v0, float v1) {
-    if (N % 2 == 0) {
+// Two neighbouring numbers of a row of N, columns n and n + 1, n even. EVEN: N is known to be even; else the last pair may be a single.
+template <bool EVEN> __device__ __forceinline__ void add_pair(const half* row, int n, int N, float& v0, float& v1) {
+    if constexpr (EVEN) {
+        const float2 more = __half22float2(*reinterpret_cast<const __half2*>(row + n));
+        v0 += more.x, v1 += more.y;
+    } else {
+        v0 += to_float(row[n]);
+        if (n + 1 < N) v1 += to_float(row[n + 1]);
+    }
+}
+template <bool EVEN> __device__ __forceinline__ void store_pair(half* row, int n, int N, float v0, float v1) {
+    if constexpr (EVEN) {
         *reinterpret_cast<__half2*>(row + n) = __floats2half2_rn(v0, v1);
     } else {
         row[n] = __float2half_rn(v0);

@@ -11,7 +11,7 @@ constexpr int QUERIES = 16, KEYS = 32, EACH = 4;  // queries of one warp
 
 // q, y [B, S, N, D]; k, v [B, T, N, D]
 template <typename T, int COLUMNS>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 4)
 attention_tiles(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v, T* __restrict__ y,
                 int N, int queries, int keys, int D, float scale, int causal) {
     DYNAMIC_SHARED(float, qs);             // [QUERIES, D]

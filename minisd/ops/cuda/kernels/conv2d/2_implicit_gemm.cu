@@ -19,13 +19,15 @@ conv2d_implicit(const half* __restrict__ x, const half* __restrict__ w, const ha
     MmaTile<BM, BN, WM, WN, true> tile;
     convolve<ALIGNED>(tile, shared, w, s, m0, n0, [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
 
-    tile.each_pair([&](int row, int column, float v0, float v1) {
-        const int m = m0 + row, n = n0 + column;
-        if (m >= B * HO * WO || n >= O) return;
-        if (b) {
-            v0 += to_float(b[n]);
-            if (n + 1 < O) v1 += to_float(b[n + 1]);
-        }
-        store_pair(y + (long long)m * O, n, O, v0, v1);
+    tile.each_row([&](int row, auto pairs) {
+        const int m = m0 + row;
+        if (m >= B * HO * WO) return;
+        half* out = y + (long long)m * O;
+        pairs([&](int column, float v0, float v1) {
+            const int n = n0 + column;
+            if (n >= O) return;
+            if (b) add_pair<ALIGNED>(b, n, O, v0, v1);
+            store_pair<ALIGNED>(out, n, O, v0, v1);
+        });
     });
 }

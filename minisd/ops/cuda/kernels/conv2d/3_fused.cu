@@ -21,16 +21,19 @@ conv2d_fused(const half* __restrict__ x, const half* __restrict__ w, const half*
     MmaTile<BM, BN, WM, WN, true> tile;
     convolve<ALIGNED>(tile, shared, w, s, m0, n0, [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
 
-    tile.each_pair([&](int row, int column, float v0, float v1) {
-        const int m = m0 + row, n = n0 + column;
-        if (m >= B * HO * WO || n >= O) return;
-        const auto add = [&](const half* p) {  // p[n], p[n + 1]
-            v0 += to_float(p[n]);
-            if (n + 1 < O) v1 += to_float(p[n + 1]);
-        };
-        if (b) add(b);
-        if (embedding) add(embedding + (long long)(m / (HO * WO)) * O);
-        if (skip) add(skip + (long long)m * O);
-        store_pair(y + (long long)m * O, n, O, v0, v1);
+    tile.each_row([&](int row, auto pairs) {
+        const int m = m0 + row;
+        if (m >= B * HO * WO) return;
+        const half* time = embedding ? embedding + (long long)(m / (HO * WO)) * O : nullptr;
+        const half* before = skip ? skip + (long long)m * O : nullptr;
+        half* out = y + (long long)m * O;
+        pairs([&](int column, float v0, float v1) {
+            const int n = n0 + column;
+            if (n >= O) return;
+            if (b) add_pair<ALIGNED>(b, n, O, v0, v1);
+            if (time) add_pair<ALIGNED>(time, n, O, v0, v1);
+            if (before) add_pair<ALIGNED>(before, n, O, v0, v1);
+            store_pair<ALIGNED>(out, n, O, v0, v1);
+        });
     });
 }
