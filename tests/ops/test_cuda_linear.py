@@ -63,6 +63,14 @@ def test_tiles_fit_into_every_gpus_shared_memory(tile):
     assert linear.threads(tile) in (128, 256)
 
 
+def test_cublas_is_one_product_with_the_leading_axes_folded():
+    """Its arithmetic is CuPy's; here NumPy's stands in for it."""
+    x, w, b = inputs(6, 5, 16, "float32")
+    assert relative_l2(linear.linear_cublas(x.reshape(2, 3, 16), w, b).reshape(6, 5), x.astype("float64") @ w.T.astype("float64") + b) <= 1e-6
+    assert linear.linear_cublas(x[0], w, None).shape == (5,)
+    assert linear.refuses_all_but_half(x) and linear.refuses_all_but_half(x.astype("float16")) is None
+
+
 def test_the_constants_are_those_of_the_kernel():
     from minisd.ops.cuda.kernel import source
 

@@ -116,8 +116,8 @@ class CuPyDevice(Device):
         key = (instance, gpu.id)
         if key not in self.functions:
             if int(gpu.compute_capability) < OLDEST:
-                raise ResourceError(f"this GPU has compute capability {gpu.compute_capability}", "minisd's kernels use cp.async and mma of 80 (RTX 30, A100)",
-                                    "run on the CPU")  # fmt: skip
+                what = f"this GPU has compute capability {gpu.compute_capability}"
+                raise ResourceError(what, f"the kernels use instructions of {OLDEST} (RTX 30, A100) and newer", "run on the CPU")
             cubin = build(instance, f"sm_{gpu.compute_capability}")
             self.functions[key] = self.cupy.RawModule(path=str(cubin.path)).get_function(cubin.name)
         f = self.functions[key]

@@ -2,10 +2,10 @@
 // Differs:        from rung 2: a block takes a chunk of pixels with all their channels, 16 bytes a load; the statistics of the chunks go
 //                 through global memory to a second kernel, which scales.
 // Work split:     statistics: grid (chunks, B), block (C / V, R), V = 16 bytes of T; thread (c, r) takes pixels r, r + R, … of the chunk, in
-//                 8 (R + 1) C bytes of shared memory at most. scaling: grid (chunks, B), the same block, 12 G bytes.
+//                 8 R C bytes of shared memory. scaling: grid (chunks, B), the same block, 12 G bytes.
 // Global traffic: 2 reads + 1 write of x, 3 B S C sizeof(T) bytes, all in full sectors, + 24 B G chunks. The second read hits the L2 cache
 //                 where x fits into it.
-// Limits:         C a multiple of 8 (half) or 4 (float), at most 4096; C / G any.
+// Limits:         C a multiple of 8, at most 4096 (half); of 4, at most 2048 (float); any G.
 // Numerics:       Welford for each channel on x - s, s = x[b, 0, first channel of the group]; merged by Chan's formula.
 // Source:         NVIDIA apex, group_norm_nhwc; Chan, Golub & LeVeque, 1979.
 #include "statistics.cuh"
