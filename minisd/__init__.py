@@ -20,12 +20,16 @@ _HOMES = {
     "LMSDiscreteScheduler": "schedulers",
     "MinisdError": "errors",
     "PNDMScheduler": "schedulers",
+    "StableDiffusionImg2ImgPipeline": "img2img",
+    "StableDiffusionInpaintPipeline": "inpaint",
     "StableDiffusionPipeline": "pipeline",
     "UNet2DConditionModel": "models",
     "diff": "compare",
+    "experiments": None,
     "ops": None,
     "schedulers": None,
     "trace": "tracing",
+    "viz": None,
 }
 __all__ = sorted(_HOMES)
 

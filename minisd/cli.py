@@ -24,7 +24,7 @@ from .errors import MinisdError, UsageError
 
 INTERRUPTED = 130
 MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
-COMMANDS = ("diff", "doctor", "dump-script", "inspect", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
+COMMANDS = ("diff", "doctor", "dump-script", "inspect", "lora", "plot", "tokens", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
 EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 
 
@@ -55,20 +55,31 @@ def cli():
 @click.argument("prompt")
 @click.option("-m", "--model", default="tiny", show_default=True, help=MODEL_HELP)
 @click.option("-n", "--negative", default="", help="What the picture should move away from.")
+@click.option("-i", "--image", help="Begin with this picture: png, jpg, webp, bmp, tiff, gif or ppm.")
+@click.option("--mask", help="With -i: repaint where this picture is white, keep where it is black.")
+@click.option("--strength", type=float, help="With -i: share of the steps to run, 0 … 1. Default: 0.8, with --mask 1.")
+@click.option("--start-step", type=int, help="With -i: index of the first step, instead of --strength.")
+@click.option("--compat/--no-compat", default=True, show_default=True, help="With -i: lms and pndm begin as in diffusers, or with the right weights.")
 @click.option("-s", "--seed", type=int, default=-1, show_default=True, help="0 … 2^64−1; −1 takes a random one and prints it.")
 @click.option("--steps", type=int, default=25, show_default=True, help="Denoising steps.")
 @click.option("--cfg-scale", type=float, default=7.5, show_default=True, help="Guidance; 0 … 1 turns it off.")
-@click.option("-W", "--width", type=int, help="Pixels; default: what the model was trained for.")
-@click.option("-H", "--height", type=int, help="Pixels; default: what the model was trained for.")
+@click.option("-W", "--width", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
+@click.option("-H", "--height", type=int, help="Pixels; default: the picture's with -i, else what the model was trained for.")
 @click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
+@click.option("--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="A LoRA to merge into the weights; can be repeated. SCALE: default 1.")
+@click.option("--embedding", "embeddings", multiple=True, metavar="FILE", help="A textual inversion: a word for the prompt; can be repeated.")
+@click.option("--prompt-weights", type=click.Choice(["a1111"]), help="Read (word:1.2), ((word)) and [word], and long prompts in chunks of 75.")
+@click.option("--clip-skip", type=int, help="Leave the last layers of the text encoder out, as diffusers counts: 1 leaves one out.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 5 to 10 % slower.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
 @click.option("--check", type=click.Choice(["blocks", "ops", "off"]), default="blocks", show_default=True, help="Where to look for NaN and infinity.")
 @click.option("-o", "--output", default="minisd.png", show_default=True, help="png, webp, jpg, bmp or tiff; numbered if it exists.")
-@click.option("--frames", help="Also save what every step has in mind: a .gif, .webp or .png animation, or a folder.")
+@click.option("--frames", help="Also save every step, where it stands and what it has in mind: a .gif, .webp, .png or .mp4, or a folder.")
+@click.option("--preview", is_flag=True, help="Frames by a linear map of the latents instead of the VAE: square pixels, at no cost.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--no-metadata", is_flag=True, help="Do not write the recipe into the PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the path.")
@@ -122,6 +133,9 @@ class Plan:
     folder: Path
     scheduler: object
     request: object
+    edit: object  # the picture to begin with
+    first: int  # the index of the first timestep
+    adapters: object  # the checked LoRAs and learned words
     weights: int  # bytes
     activations: int  # bytes
 
@@ -129,10 +143,14 @@ class Plan:
     def check(cls, o: dict) -> "Plan":
         """Checks the options, first those that need no model, then those that need its configs."""
         from . import image, rng
+        from .adapters import Plans
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
+        from .edit import Edit
         from .pipeline import check_device, load_scheduler
+        from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
+        from .tokenizer import CLIPTokenizer
 
         check_prompts(o["prompt"])
         seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])
@@ -143,8 +161,11 @@ class Plan:
         check_device(o["device"])
         output = image.check_output(o["output"], force=o["force"])
         frames = Path(o["frames"]) if o["frames"] else None
+        if o["preview"] and not frames:
+            raise UsageError("--preview without --frames", "it says how the frames are made", "add --frames steps.gif")
         if frames and frames.suffix:
             frames = image.check_output(frames, force=o["force"], formats=image.ANIMATIONS)
+        edit = Edit.check(o)
 
         folder = resolve(o["model"], variant=o["variant"])
         read_model_index(folder)
@@ -153,31 +174,41 @@ class Plan:
         else:
             scheduler = load_scheduler(folder)
         unet, vae, text = (read_component_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+        height, width = edit.size(o["height"], o["width"], vae.downscale)
         request = Request.check(
-            unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=o["height"], width=o["width"], num_inference_steps=o["steps"],
-            num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"],
+            unet, vae, prompt=o["prompt"], negative_prompt=o["negative"], height=height, width=width, num_inference_steps=o["steps"],
+            num_train_timesteps=scheduler.config.num_train_timesteps, guidance_scale=o["cfg_scale"], inpaint=edit.inpaint,
         )  # fmt: skip
+        scheduler, first = edit.adapt(scheduler, request.num_inference_steps)
+        check_prompt_options(o["prompt_weights"], o["clip_skip"], text.num_hidden_layers)
         itemsize = 8 if o["dtype"] == "float64" else 4
-        unet_bytes, *others = (itemsize * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
-        weights = unet_bytes + sum(others)
-        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes)
+        kept = 2 if o["resident"] == "float16" else itemsize
+        shapes = {"unet": component_shapes(unet), "text_encoder": component_shapes(text)}
+        adapters = Plans.check(o["loras"], o["embeddings"], shapes, unet.layers_per_block)
+        if adapters.words:
+            adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
+        unet_bytes, *others = (kept * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
+        weights = unet_bytes + sum(others) + kept * adapters.touched(shapes)  # merging keeps the originals for a moment
+        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes, pictures=0 if edit.picture is None else 1)
         check_memory(activations, request, weights)
-        return cls(o, seed, output, frames, folder, scheduler, request, weights, activations)
+        edit.check_mask(request.height, request.width, vae.downscale)
+        return cls(o, seed, output, frames, folder, scheduler, request, edit, first, adapters, weights, activations)
 
     def describe(self) -> str:
         r, o = self.request, self.options
         gigabytes = (self.weights + self.activations) / 1e9
+        where = f" · {' under '.join(name for name, _ in self.edit.files)}, from step {self.first}" if self.edit.files else ""
         return (
-            f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__} · guidance {r.guidance_scale:g} · "
+            f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__}{where} · guidance {r.guidance_scale:g} · "
             f"seed {self.seed} · {o['dtype']} · about {gigabytes:.1f} GB of memory"
         )
 
     def load(self):
-        from .pipeline import StableDiffusionPipeline
-
         o = self.options
-        pipe = StableDiffusionPipeline.from_pretrained(self.folder, device=o["device"], dtype=o["dtype"], variant=o["variant"])
+        load = dict(device=o["device"], dtype=o["dtype"], variant=o["variant"], resident=o["resident"])
+        pipe = self.edit.pipeline.from_pretrained(self.folder, **load)
         pipe.scheduler = self.scheduler
+        self.adapters.apply(pipe)
         return pipe
 
     def recipe(self, pipe) -> dict:
@@ -191,6 +222,8 @@ class Plan:
         return {
             "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
+            **self.edit.recipe,
+            **{name: o[name] for name in ("prompt_weights", "clip_skip") if o[name] is not None}, **self.adapters.recipe(),
             "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
             "numpy": np.__version__, "blas": f"{library.get('name')} {library.get('version')} {blas.kernel() or ''}".strip(),
         }  # fmt: skip
@@ -203,24 +236,26 @@ class Plan:
         path = image.free_name(self.output.with_suffix(f".partial{self.output.suffix}")) if partial else self.output
         image.save_image(picture, path, None if self.options["no_metadata"] else self.recipe(pipe))
         if self.frames:
-            image.save_animation([pipe.to_images(x)[0] for x in kept], self.frames)
+            from .viz import fit_preview, frames
+
+            image.save_animation(frames(pipe, kept, fit_preview(pipe.vae) if self.options["preview"] else None), self.frames)
         return path
 
 
 def run_steps(pipe, plan: Plan, stop, quiet: bool):
-    """Runs the loop under a progress bar. Returns the last latents, and for each step what the UNet has in mind."""
+    """Runs the loop under a progress bar. Returns the last latents, and every `Step`."""
     from tqdm import tqdm
 
     o, r = plan.options, plan.request
     steps = pipe.steps(
         o["prompt"], negative_prompt=o["negative"], seed=plan.seed, num_inference_steps=o["steps"], guidance_scale=o["cfg_scale"],
-        eta=o["eta"], width=r.width, height=r.height,
+        eta=o["eta"], width=r.width, height=r.height, clip_skip=o["clip_skip"], prompt_weights=o["prompt_weights"], **plan.edit.arguments,
     )  # fmt: skip
     latents, kept = None, []
-    total = len(pipe.scheduler.timesteps)
+    total = len(pipe.scheduler.timesteps) - plan.first
     for step in tqdm(steps, total=total, unit="step", file=sys.stderr, disable=True if quiet else None, leave=False):
         latents = step.latents
-        kept.append(step.pred_original_sample)
+        kept.append(step)
         if stop.asked:
             break
     return latents, kept

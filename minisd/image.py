@@ -8,9 +8,10 @@ import numpy as np
 
 from .backend import array_module, to_numpy
 from .errors import ResourceError, UsageError
+from .video import check_video, write_mp4
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF"}
-ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
+ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".mp4": "MP4"}  # MP4 needs the extra "video"
 
 
 def latents_to_unit(pixels):
@@ -42,6 +43,8 @@ def check_output(path, force: bool = False, formats: dict = FORMATS) -> Path:
         raise UsageError(f"{path}: the folder {path.parent} does not exist", "", f"mkdir -p {path.parent}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{path}: cannot be written", "it is a folder, or its folder is read-only", "choose another path with -o")
+    if path.suffix.lower() == ".mp4":
+        check_video()
     return path if force else free_name(path)
 
 
@@ -64,12 +67,16 @@ def save_image(image, path, recipe: dict | None = None):
 
 
 def save_animation(images: list, path, milliseconds: int = 120):
-    """Writes pictures as an animated GIF, WebP or PNG, the last one held for a second; or as numbered PNGs if `path` is a folder."""
+    """Writes pictures as an animated GIF, WebP, PNG or MP4, the last one held for a second; or as numbered PNGs if `path` is a folder."""
     path = Path(path)
     if path.suffix.lower() not in ANIMATIONS:
         path.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images):
             save_image(image, path / f"{i:04d}.png")
+        return
+    if path.suffix.lower() == ".mp4":
+        fps = 1000 / milliseconds
+        _replace_whole(path, lambda temporary: write_mp4(images, temporary, fps, hold=round(fps)))
         return
     durations = [milliseconds] * (len(images) - 1) + [1000]
     options = dict(format=ANIMATIONS[path.suffix.lower()], save_all=True, append_images=images[1:], duration=durations, loop=0)
@@ -77,16 +84,27 @@ def save_animation(images: list, path, milliseconds: int = 120):
 
 
 def _write_whole(path: Path, write):
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """`write(file)` into a file that gets its name only when it is complete and on the disk."""
+
+    def to_disk(temporary):
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+
+    _replace_whole(path, to_disk)
+
+
+def _replace_whole(path: Path, write):
+    """`write(temporary path)`, then renamed to `path`; nothing is left behind if it fails."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ResourceError(f"{path}: could not be written", error.strerror or str(error), "free some disk space, or choose another path with -o") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # ----- the recipe ----------------------------------------------------------------------------------------------------------
@@ -105,9 +123,11 @@ def png_recipe(recipe: dict):
 def a1111_parameters(recipe: dict) -> str:
     """The recipe in the form that most tools read."""
     negative = f"\nNegative prompt: {recipe['negative_prompt']}" if recipe["negative_prompt"] else ""
+    strength = recipe.get("strength", (recipe["steps"] - recipe.get("start_step", 0)) / recipe["steps"])
+    denoising = f"Denoising strength: {strength:g}, " if "image" in recipe else ""
     return (
         f"{recipe['prompt']}{negative}\nSteps: {recipe['steps']}, Sampler: {recipe['scheduler']}, CFG scale: {recipe['cfg_scale']:g}, "
-        f"Seed: {recipe['seed']}, Size: {recipe['width']}x{recipe['height']}, Model: {recipe['model']}, RNG: {recipe['rng']}, "
+        f"Seed: {recipe['seed']}, Size: {recipe['width']}x{recipe['height']}, Model: {recipe['model']}, {denoising}RNG: {recipe['rng']}, "
         f"Version: minisd {recipe['minisd']}"
     )
 

@@ -8,15 +8,17 @@
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import rng
+from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config
 from .tracing import check_finite
@@ -28,7 +30,7 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 class Step:
     """One turn of the denoising loop. Assign to `latents` and the next step goes on from there.
 
-    index: 0 … len(timesteps) − 1 (PNDM has one more timestep than asked for)        t: the timestep that the UNet was told
+    index: 0, 1, 2 … in this run (PNDM has one more step than asked for, image to image fewer)        t: the timestep that the UNet was told
     latents: x after this step [B, 4, H, W]        noise_pred: the guided prediction, of the scheduler's prediction_type
     pred_original_sample: the picture that the UNet has in mind at this step, as latents
     """
@@ -38,6 +40,20 @@ class Step:
     latents: np.ndarray
     noise_pred: np.ndarray
     pred_original_sample: np.ndarray
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the loop begins and what it does besides: text to image, image to image and inpainting differ in nothing else.
+
+    latents: x at timesteps[index] [B, 4, H, W]        index: of the first timestep, in scheduler.timesteps
+    channels: what the UNet sees beside the latents, such as a mask [B, C, H, W]        after_step(x, i): replaces the latents after timesteps[i]
+    """
+
+    latents: np.ndarray
+    index: int = 0
+    channels: np.ndarray | None = None
+    after_step: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,7 @@ def classifier_free_guidance(uncond, cond, scale, rescale=0.0):
     return guided
 
 
-class StableDiffusionPipeline:
+class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
     """The five parts of Stable Diffusion and the loop that joins them. Every part can be replaced: `pipe.scheduler = …`."""
 
     def __init__(self, *, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer, unet: UNet2DConditionModel, scheduler, name: str = ""):
@@ -68,10 +84,14 @@ class StableDiffusionPipeline:
         self.name = name
 
     @classmethod
-    def from_pretrained(cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None):
+    def from_pretrained(
+        cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None,
+        resident: str | None = None,
+    ):  # fmt: skip
         """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, or a hub id such as "CompVis/stable-diffusion-v1-4".
 
         dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
+        resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.
         Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
         """
         from .checkpoint import read_model_index, resolve
@@ -80,7 +100,7 @@ class StableDiffusionPipeline:
         check_device(device)
         folder = resolve(str(model), variant=variant, revision=revision)
         read_model_index(folder)
-        load = dict(dtype=dtype, variant=variant)
+        load = dict(dtype=dtype, variant=variant, resident=resident)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             scheduler=load_scheduler(folder),
@@ -92,10 +112,19 @@ class StableDiffusionPipeline:
 
     def astype(self, dtype: str) -> "StableDiffusionPipeline":
         """The same pipeline in another dtype; `pipe.astype("float64")` is the oracle that errors are measured against."""
-        return StableDiffusionPipeline(
+        return type(self)(
             vae=self.vae.astype(dtype), text_encoder=self.text_encoder.astype(dtype), unet=self.unet.astype(dtype),
             tokenizer=self.tokenizer, scheduler=type(self.scheduler).from_config(self.scheduler.config), name=self.name,
         )  # fmt: skip
+
+    @classmethod
+    def from_pipe(cls, pipe: "StableDiffusionPipeline"):
+        """This kind of pipeline from the parts of another one, shared and not loaded again: `StableDiffusionImg2ImgPipeline.from_pipe(pipe)`."""
+        return cls(**pipe.components, name=pipe.name)
+
+    @property
+    def components(self) -> dict:
+        return {part: getattr(self, part) for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
 
     @property
     def dtype(self) -> np.dtype:
@@ -107,20 +136,28 @@ class StableDiffusionPipeline:
 
     # ----- the parts of a run ----------------------------------------------------------------------------------------------
 
-    def encode_prompt(self, prompt: list[str]) -> np.ndarray:
-        """Texts to the vectors that the UNet attends to.        -> [B, 77, C]"""
-        ids = self.tokenizer(prompt, max_length=self.text_encoder.config.max_position_embeddings).input_ids
-        return check_finite(lambda: self.text_encoder(ids), "the text encoder")
+    def encode_prompt(self, prompt: list[str], *, clip_skip: int | None = None, prompt_weights: str | None = None, tokens: int | None = None):
+        """Texts to the vectors that the UNet attends to.        -> [B, 77, C], or with prompt_weights="a1111" [B, 77·N, C]
+
+        clip_skip: how many of the last layers to leave out        tokens: T other than 77; with prompt_weights, how many there are at least
+        """
+        prompt = [self.maybe_convert_prompt(text) for text in prompt]
+        options = dict(clip_skip=clip_skip, prompt_weights=prompt_weights, tokens=tokens)
+        return check_finite(lambda: encode(self.tokenizer, self.text_encoder, prompt, **options), "the text encoder")
+
+    def draw_noise(self, request: Request, generator=None, latents=None) -> np.ndarray:
+        """Standard normal noise of the size asked for, or the given noise.        -> [B, 4, H/8, W/8]"""
+        f = self.vae.config.downscale
+        shape = (request.batch, self.vae.config.latent_channels, request.height // f, request.width // f)
+        if latents is None:
+            return rng.randn(shape, generator, dtype=self.dtype.name)
+        if latents.shape != shape:
+            raise UsageError(f"latents has the shape {list(latents.shape)}", "", f"give {list(shape)} for this size and batch")
+        return latents.astype(self.dtype)
 
     def prepare_latents(self, request: Request, generator=None, latents=None) -> np.ndarray:
-        """Noise of the size asked for (or the given noise), at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
-        f = self.vae.config.downscale
-        shape = (request.batch, self.unet.config.in_channels, request.height // f, request.width // f)
-        if latents is None:
-            latents = rng.randn(shape, generator, dtype=self.dtype.name)
-        elif latents.shape != shape:
-            raise UsageError(f"latents has the shape {list(latents.shape)}", "", f"give {list(shape)} for this size and batch")
-        return latents.astype(self.dtype) * self.scheduler.init_noise_sigma
+        """Noise at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
+        return self.draw_noise(request, generator, latents) * self.scheduler.init_noise_sigma
 
     def predict_noise(self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False):
         """The UNet's guided prediction at one step.
@@ -137,6 +174,25 @@ class StableDiffusionPipeline:
             halves = np.split(self.unet(np.concatenate((latents, latents)), t, context), 2)
         return classifier_free_guidance(*halves, guidance_scale, guidance_rescale)
 
+    def encode_image(self, image, generator=None) -> np.ndarray:
+        """Pixels in −1 … 1 to latents at the UNet's scale, drawn from the encoder's distribution; latents stay as they are.
+
+        [B, 3, 8H, 8W] -> [B, 4, H, W]        generator: one for all, or a list of one for each; a list longer than B begins again with
+        the first picture, as diffusers does.
+        """
+        image = image.astype(self.dtype)
+        if image.shape[1] == self.vae.config.latent_channels:
+            return image
+
+        def moments():
+            posterior = self.vae.encode(image)
+            return np.stack((posterior.mean, posterior.std))
+
+        mean, std = check_finite(moments, "the VAE encoder")
+        if isinstance(generator, list) and len(generator) > 1:
+            mean, std = tile(mean, len(generator)), tile(std, len(generator))
+        return self.vae.config.scaling_factor * (mean + std * rng.randn(mean.shape, generator, dtype=self.dtype.name))
+
     def decode_latents(self, latents) -> np.ndarray:
         """Latents to pixels in 0 … 1.        [B, 4, H, W] -> [B, 8H, 8W, 3]"""
         z = latents / self.vae.config.scaling_factor
@@ -144,49 +200,65 @@ class StableDiffusionPipeline:
 
     # ----- the run ---------------------------------------------------------------------------------------------------------
 
-    def steps(
-        self, prompt=None, *, height: int | None = None, width: int | None = None, num_inference_steps: int = 50, guidance_scale: float = 7.5,
-        negative_prompt=None, num_images_per_prompt: int = 1, eta: float = 0.0, generator=None, seed=None, latents=None,
-        prompt_embeds=None, negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None,
-    ) -> Iterator[Step]:  # fmt: skip
+    def steps(self, prompt=None, *, height: int | None = None, width: int | None = None, latents=None, **options) -> Iterator[Step]:
         """The denoising loop as a generator: yields a `Step` after each one; takes what `__call__` takes.
 
         Everything is checked, and the prompt encoded, before the first step is asked for.
+        """
+
+        def start(request, generator):
+            return Start(self.prepare_latents(request, generator, latents))
+
+        return self.denoise(prompt, start, height=height, width=width, **options)
+
+    def denoise(
+        self, prompt, start, *, height: int | None, width: int | None, num_inference_steps: int = 50, guidance_scale: float = 7.5,
+        negative_prompt=None, num_images_per_prompt: int = 1, eta: float = 0.0, generator=None, seed=None, prompt_embeds=None,
+        negative_prompt_embeds=None, guidance_rescale: float = 0.0, two_passes: bool = False, callback_on_step_end=None,
+        clip_skip: int | None = None, prompt_weights: str | None = None, pictures: int = 0,
+    ) -> Iterator[Step]:  # fmt: skip
+        """The loop that all pipelines share, as `steps`. start(request, generator) -> Start, called when the timesteps are chosen.
+
+        pictures: how many of them `start` encodes.
         """
         request = self.check(
             prompt=prompt, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds,
             height=height, width=width, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
-        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize), request)
+        check_prompt_options(prompt_weights, clip_skip, self.text_encoder.config.num_hidden_layers)
+        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures), request)
         generator = make_generators(generator, seed, request.batch)
-        context = self._context(request, prompt_embeds, negative_prompt_embeds)
         scheduler = self.scheduler
         scheduler.set_timesteps(request.num_inference_steps)
-        x = self.prepare_latents(request, generator, latents)
+        start = start(request, generator)
+        context = self._context(request, prompt_embeds, negative_prompt_embeds, clip_skip, prompt_weights)
         accepted = inspect.signature(scheduler.step).parameters  # only DDIM takes eta and a generator
         options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+        timesteps = scheduler.timesteps[start.index :]
 
         def loop(x, context):
-            for i, t in enumerate(scheduler.timesteps):
+            for i, t in enumerate(timesteps):
                 x_in = scheduler.scale_model_input(x, t)
+                x_in = x_in if start.channels is None else np.concatenate((x_in, start.channels), axis=1)
                 noise_pred = check_finite(
                     lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes),
-                    f"the UNet, step {i + 1} of {len(scheduler.timesteps)}", step=i,
+                    f"the UNet, step {i + 1} of {len(timesteps)}", step=i,
                 )  # fmt: skip
                 result = scheduler.step(noise_pred, t, x, **options)
                 x0 = getattr(result, "pred_original_sample", None)
                 x0 = scheduler.predict(noise_pred, t, x)[0] if x0 is None else x0  # PNDM's step does not say
-                step = Step(i, t.item(), result.prev_sample, noise_pred, x0)
+                x = result.prev_sample if start.after_step is None else start.after_step(result.prev_sample, start.index + i)
+                step = Step(i, t.item(), x, noise_pred, x0)
                 if callback_on_step_end is not None:
                     changed = callback_on_step_end(self, i, t, {"latents": step.latents, "prompt_embeds": context}) or {}
                     step.latents, context = changed.get("latents", step.latents), changed.get("prompt_embeds", context)
                 yield step
                 x = step.latents
 
-        return loop(x, context)
+        return loop(start.latents, context)
 
-    def __call__(self, prompt=None, *, output_type: str = "pil", seed=None, generator=None, **options) -> Output:
+    def __call__(self, prompt=None, *source, output_type: str = "pil", **options) -> Output:
         """Makes pictures.
 
         prompt: a text or a list of texts        negative_prompt: what to move away from (default "")
@@ -194,15 +266,17 @@ class StableDiffusionPipeline:
         guidance_scale: above 1 the picture follows the prompt more closely than the data did        guidance_rescale: 0 … 1
         seed: 0 … 2⁶⁴−1, one for each picture as a list, or None for fresh noise; torch's `manual_seed(seed)` on the CPU gives the same picture
         generator: a `minisd.Generator`, or one for each picture, instead of a seed        num_images_per_prompt
+        clip_skip: leaves the last n layers of the text encoder out, for the prompt        prompt_weights: "a1111" reads (word:1.2), see docs/prompts.md
         latents [B, 4, H/8, W/8]: noise of your own        prompt_embeds, negative_prompt_embeds [B, T, C]: instead of texts
         eta: DDIM's share of fresh noise        two_passes: guidance in two UNet calls, in less memory
         output_type: "pil", "np" ([B, H, W, 3] in 0 … 1) or "latent"
         callback_on_step_end(pipe, index, t, {"latents", "prompt_embeds"}): may return a dict with either of them changed
+        source: what the pipelines that begin with a picture take next, `image` and so on: see their `steps`
         """
         if output_type not in OUTPUT_TYPES:
             raise UsageError(f"output_type is {output_type!r}", "", f"use one of {', '.join(OUTPUT_TYPES)}")
         x = None
-        for step in self.steps(prompt, seed=seed, generator=generator, **options):
+        for step in self.steps(prompt, *source, **options):
             x = step.latents
         return Output(x if output_type == "latent" else self.to_images(x, output_type))
 
@@ -215,20 +289,36 @@ class StableDiffusionPipeline:
         """Checks the arguments of a run against this model's configs. Raises UsageError."""
         return Request.check(self.unet.config, self.vae.config, num_train_timesteps=self.scheduler.config.num_train_timesteps, **request)
 
-    def _context(self, request: Request, prompt_embeds, negative_prompt_embeds) -> np.ndarray:
+    def _context(self, request: Request, prompt_embeds, negative_prompt_embeds, clip_skip=None, prompt_weights=None) -> np.ndarray:
         """[negative, positive] prompt vectors, each repeated for its pictures; only the positive ones without guidance."""
-        cond = self.encode_prompt(request.prompts) if prompt_embeds is None else prompt_embeds.astype(self.dtype)
+        texts = [*(request.prompts or []), *(request.negative_prompts or [] if request.guided else [])]
+        tokens = count_vectors(self.tokenizer, self.text_encoder, map(self.maybe_convert_prompt, texts), prompt_weights)
+        if prompt_embeds is None:
+            cond = self.encode_prompt(request.prompts, clip_skip=clip_skip, prompt_weights=prompt_weights, tokens=tokens)
+        else:
+            cond = prompt_embeds.astype(self.dtype)
+            tokens = cond.shape[1]
         cond = cond.repeat(request.num_images_per_prompt, axis=0)
         if not request.guided:
             return cond
-        uncond = self.encode_prompt(request.negative_prompts) if negative_prompt_embeds is None else negative_prompt_embeds.astype(self.dtype)
+        if negative_prompt_embeds is None:  # as in diffusers, no layer is skipped for it
+            uncond = self.encode_prompt(request.negative_prompts, prompt_weights=prompt_weights, tokens=tokens)
+        else:
+            uncond = negative_prompt_embeds.astype(self.dtype)
         uncond = uncond.repeat(request.num_images_per_prompt, axis=0)
         if uncond.shape != cond.shape:
             raise UsageError(f"negative prompt vectors {list(uncond.shape)} beside {list(cond.shape)}", "", "make both for the same number of tokens")
         return np.concatenate((uncond, cond))
 
     def __repr__(self) -> str:
-        return f"StableDiffusionPipeline({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+        return f"{type(self).__name__}({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+
+
+def tile(x, batch: int, name: str = "image"):
+    """x [B, …] repeated as a whole to [batch, …], as diffusers does: pictures a, b for four prompts are a, b, a, b."""
+    if len(x) == 0 or batch % len(x):
+        raise UsageError(f"{len(x)} pictures in {name} for a batch of {batch}", "", "give one, or a number that divides the batch")
+    return x if len(x) == batch else np.concatenate([x] * (batch // len(x)))
 
 
 def load_scheduler(folder):

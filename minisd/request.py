@@ -70,6 +70,30 @@ def check_size(value, name: str, multiple: int) -> int:
     return size
 
 
+def first_index(num_inference_steps: int, timesteps: int, strength: float | None = None, start_step: int | None = None) -> int:
+    """The index in `scheduler.timesteps` at which image to image begins: start_step itself, or from the strength s, as diffusers,
+
+        N − int(N·s)        the last int(N·s) of N steps are run; int cuts off, so 0.58 of 50, in floats 28.999…, is 28
+
+    timesteps: how many the scheduler has (PNDM: N + 1).
+    """
+    if strength is not None and start_step is not None:
+        raise UsageError("give either strength or start_step", "both say where the run begins", "leave one of them out")
+    if start_step is not None:
+        return check_integer(start_step, "start_step", 0, timesteps - 1)
+    if isinstance(strength, bool) or not hasattr(strength, "__float__") or not 0.0 <= strength <= 1.0:
+        raise UsageError(f"strength is {strength!r}", "it is the share of the steps that are run", "choose strength from 0 … 1")
+    steps = int(num_inference_steps * strength)
+    if steps == 0:
+        least = math.ceil(100 / num_inference_steps) / 100
+        raise UsageError(
+            f"strength {strength:g} of {num_inference_steps} steps is no step at all",
+            f"int({num_inference_steps} · {strength:g}) steps are run",
+            f"use a strength of at least {least:g}, or more steps",
+        )
+    return num_inference_steps - steps
+
+
 @dataclass(frozen=True)
 class Request:
     """One run of the pipeline, checked. `prompts` is None where embeddings are given instead."""
@@ -94,14 +118,15 @@ class Request:
     @classmethod
     def check(
         cls, unet: UNetConfig, vae: VAEConfig, *, prompt=None, negative_prompt=None, prompt_embeds=None, negative_prompt_embeds=None,
-        height=None, width=None, num_inference_steps=50, num_train_timesteps=1000, guidance_scale=7.5, num_images_per_prompt=1,
+        height=None, width=None, num_inference_steps=50, num_train_timesteps=1000, guidance_scale=7.5, num_images_per_prompt=1, inpaint=False,
     ) -> "Request":  # fmt: skip
-        """Checks everything that needs only the configs of the model. Raises UsageError."""
-        if unet.in_channels != vae.latent_channels:
+        """Checks everything that needs only the configs of the model. inpaint: a mask is given. Raises UsageError."""
+        masked = unet.in_channels == 2 * vae.latent_channels + 1
+        if unet.in_channels != vae.latent_channels and not (masked and inpaint):
             raise UsageError(
                 f"this UNet takes {unet.in_channels} channels, the latents have {vae.latent_channels}",
-                "9 channels are an inpainting model (latents, mask, masked picture), 8 a pix2pix model; this pipeline makes pictures from text only",
-                "use a text-to-image model, or call pipe.unet yourself",
+                "9 channels are an inpainting model (latents, mask, masked picture), 8 a pix2pix model",
+                "give a picture and a mask: StableDiffusionInpaintPipeline, or -i and --mask" if masked else "use a text-to-image model",
             )
         if (prompt is None) == (prompt_embeds is None):
             raise UsageError("give either a prompt or prompt_embeds", f"{'neither' if prompt is None else 'both'} were given", "leave one of them out")
@@ -132,19 +157,21 @@ class Request:
         )  # fmt: skip
 
 
-def activation_bytes(request: Request, vae: VAEConfig, unet: UNetConfig, itemsize: int = 4, freed: int = 0) -> int:
+def activation_bytes(request: Request, vae: VAEConfig, unet: UNetConfig, itemsize: int = 4, freed: int = 0, pictures: int = 0) -> int:
     """The most that a run holds besides the weights, in bytes: an estimate from the two widest places.
 
     VAE: the last up block works at full size on the second-narrowest width; input, norm, result, skip and the workers' buffers live
     at once. UNet: three times that at latent size, on the width of a concatenated skip, and all the skips. freed: bytes of weights that are
     released before the decoder runs. SD 1.5 at 512×512, measured: 0.66 GB in the UNet, 1.30 GB in the decoder.
+    pictures: how many the encoder reads at once, at full size on its narrowest width.
     """
     latent = request.height * request.width // vae.downscale**2
     wide = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
     decode = request.batch * request.height * request.width * wide * 5 * itemsize
     rows = request.batch * (2 if request.guided else 1)
     denoise = rows * latent * unet.block_out_channels[0] * 60 * itemsize
-    return max(denoise, decode - freed)
+    encode = pictures * request.height * request.width * vae.block_out_channels[0] * 5 * itemsize
+    return max(denoise, decode - freed, encode)
 
 
 def available_bytes() -> int | None:

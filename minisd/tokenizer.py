@@ -187,6 +187,32 @@ class CLIPTokenizer:
             taken.add(normalise(token))
         return self._backend.add_tokens(tokens)
 
+    def added_tokens(self) -> dict[str, int]:
+        """{token: id} of what `add_tokens` appended, in the order of the ids; special tokens are not among them."""
+        decoder = self._backend.get_added_tokens_decoder()
+        return {decoder[i].content: i for i in sorted(decoder) if not decoder[i].special}
+
+    def remove_tokens(self, tokens: list[str]) -> None:
+        """Takes tokens away that were added; those behind them move up, so that ids have no gap."""
+        from tokenizers import Tokenizer
+
+        added = self.added_tokens()
+        if unknown := [token for token in tokens if token not in added]:
+            raise UsageError(f"{unknown[0]!r} is no added token", f"added are: {', '.join(added) or 'none'}", "choose one of them")
+        description = json.loads(self._backend.to_str())
+        kept = [token for token in description["added_tokens"] if token["content"] not in set(tokens)]
+        number = min(added.values(), default=0)
+        for token in kept:
+            if token["content"] in added:
+                token["id"], number = number, number + 1
+        self._backend = Tokenizer.from_str(json.dumps({**description, "added_tokens": kept}))
+
+    def find_tokens(self, prompt: str, tokens) -> list[tuple[str, int, int]]:
+        """Where the given added tokens stand in a prompt: (token, begin, end) in characters, from left to right."""
+        encoding = self._backend.encode(prompt, add_special_tokens=False)
+        names = {number: token for token, number in self.added_tokens().items() if token in tokens}
+        return [(names[number], *span) for number, span in zip(encoding.ids, encoding.offsets) if number in names]
+
     @property
     def vocab_size(self) -> int:
         """The number of tokens in vocab.json, without added ones."""

@@ -28,31 +28,50 @@ MAY_IMPORT = {
     "errors": set(),
     "blas": set(),  # imported before NumPy
     "backend": {"errors"},
-    "params": {"errors"},
+    "resident": {"ops"},  # widens its blocks on the workers of the ops
+    "params": {"errors", "resident"},
     "config": {"errors"},
     "rng": {"errors"},
     "tokenizer": {"errors"},
     "tracing": {"tracefile", "backend", "errors"},
-    "tracefile": {"checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
+    "statistics": {"ops"},  # its threads
+    "tracefile": {"statistics", "ops", "checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
     "ops": {"blas", "backend", "errors"},  # knows no config
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
-    "checkpoint": {"config", "params", "backend", "errors"},
+    "checkpoint": {"config", "params", "resident", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
+    "adapters": {"checkpoint", "params", "resident", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
-    "image": {"backend", "errors"},
+    "vjp": {"ops", "layers", "models", "config", "backend", "errors"},  # gradients know the forward pass, which never imports them
+    "guidance": {"vjp", "backend", "errors"},
+    "learn": {"vjp", "errors"},
+    "image": {"video", "backend", "errors"},
+    "video": {"errors"},
     "request": {"config", "errors"},
-    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors"},
+    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors", "adapters", "prompts"},
+    "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
+    "experiments": {"schedulers"},  # likewise
+    "image_input": {"errors"},
+    "img2img": {"pipeline", "image_input", "request", "errors"},
+    "inpaint": {"pipeline", "image_input", "request", "rng", "errors"},
+    "edit": {"pipeline", "img2img", "inpaint", "image_input", "request", "schedulers", "errors"},  # -i and --mask of the command line
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
-    "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
+    "measures": set(),
+    "compare": {"measures", "teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request",
-                 "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing", "errors", "__version__"},
+    "onnx_suite": {"ops"},
+    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
+                 "tracing", "image", "request", "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
+    "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
+            "request", "ops", "rng", "tracing", "errors", "__version__"},  # fmt: skip
+    "prompt_weights": {"errors"},
+    "prompts": {"prompt_weights", "backend", "errors"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
-THIRD_PARTY = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL", "click", "tqdm"}
-LAZY = {"huggingface_hub", "PIL", "tokenizers"}  # imported inside the functions that need them
+THIRD_PARTY = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL", "click", "tqdm", "imageio_ffmpeg"}
+ONNX = "minisd/onnx_suite/"  # the one place that may need the `test` extra
+LAZY = {"huggingface_hub", "PIL", "tokenizers", "imageio_ffmpeg"}  # imported inside the functions that need them
 CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
     "minisd/ops/cuda": "the kernels and their launchers",
@@ -91,12 +110,20 @@ def test_imports_point_one_way(path):
             assert rest.partition(".")[0] in MAY_IMPORT[unit(path)] | {unit(path)}, f"{path.name}:{line} imports {name}"
 
 
+def test_the_forward_pass_knows_no_gradients():
+    """vjp is for who asks for it: nothing that makes a picture may import it."""
+    users = {unit for unit, allowed in MAY_IMPORT.items() if "vjp" in allowed}
+    assert users == {"guidance", "learn"} and not any(users & allowed for allowed in MAY_IMPORT.values())
+
+
 @every_module
 def test_third_parties_are_the_declared_ones(path):
     for line, name, inside in imports(path):
         top = name.partition(".")[0]
         if top in ("cupy", "cupyx"):
             assert str(path.relative_to(ROOT)).startswith(tuple(CUPY)), f"{path.name}:{line} imports {name}"
+        elif top == "onnx":
+            assert str(path.relative_to(ROOT)).startswith(ONNX), f"{path.name}:{line} imports {name}"
         elif top not in ("minisd", *sys.stdlib_module_names):
             assert top in THIRD_PARTY, f"{path.name}:{line} imports {name}"
             assert inside or top not in LAZY, f"{path.name}:{line} imports {name} for everyone; import it inside the function"
@@ -203,9 +230,19 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/ops/cuda/__init__.py": "only imports its rungs",
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
+    "minisd/onnx_suite/__init__.py": "empty",
+    "minisd/teacher/__init__.py": "only names",
+    "minisd/teacher/layers.py": "tests/layers compute each of its functions on golden inputs, tests/teacher/test_replay.py on our own",
+    "minisd/teacher/models.py": "the same, tests/models",
+    "minisd/vjp/__init__.py": "only names",
+    "minisd/vjp/ops/__init__.py": "only names",
+    "minisd/vjp/layers/__init__.py": "empty",
+    "minisd/vjp/models/__init__.py": "empty",
     "minisd/models/__init__.py": "only names",
+    "minisd/adapters/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",
     "minisd/schedulers/__init__.py": "only names",
+    "minisd/viz/__init__.py": "only names",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 
 from minisd import cli, image, request
+from minisd.checkpoint.safetensors_file import read_header
 
 from .conftest import GOLDEN
+from .tiny_folder import EMBEDDED
 
 PROMPT = "a cat on a blue background"
 FAST = ["--steps", "2", "--seed", "32"]
@@ -47,6 +50,15 @@ def test_the_picture_is_diffusers_picture(capsys):
     with np.load(GOLDEN / "pictures.npz") as golden, Image.open("minisd.png") as picture:
         difference = np.abs(np.asarray(picture).astype(int) - golden["embedded-LMSDiscrete-10"][0])
     assert difference.max() <= 1
+
+
+def test_weights_kept_as_float16_make_the_same_picture(capsys):
+    for name, options in (("plain.png", ()), ("kept.png", ("--resident", "float16"))):
+        assert run(capsys, PROMPT, *FAST, "-o", name, *options)[0] == 0
+    with Image.open("plain.png") as plain, Image.open("kept.png") as kept:
+        np.testing.assert_array_equal(np.asarray(plain), np.asarray(kept))
+    code, _, err = run(capsys, PROMPT, *FAST, "--resident", "float16", "--dtype", "float64")
+    assert code == 2 and "do not go with" in err
 
 
 def test_the_recipe_in_the_png_makes_the_same_picture_again(capsys):
@@ -88,13 +100,16 @@ def test_quiet_is_quiet(capsys):
 
 @pytest.mark.parametrize("frames", ["steps.gif", "steps.webp", "steps.png", "steps"])
 def test_frames_show_every_step(capsys, frames):
-    code, _, _ = run(capsys, PROMPT, "--steps", "3", "--seed", "32", "--frames", frames)
+    preview = ["--preview"] if frames == "steps.webp" else []
+    code, _, _ = run(capsys, PROMPT, "--steps", "3", "--seed", "32", "--frames", frames, *preview)
     assert code == 0
     if frames == "steps":
-        assert len(os.listdir(frames)) == 3
+        assert sorted(os.listdir(frames)) == ["0000.png", "0001.png", "0002.png"]
+        with Image.open("steps/0002.png") as last, Image.open("minisd.png") as picture:  # x | x0
+            np.testing.assert_array_equal(np.asarray(last)[:, :64], np.asarray(picture))
     else:
         with Image.open(frames) as opened:
-            assert opened.n_frames == 3
+            assert opened.n_frames == 3 and opened.size == (128, 64)
 
 
 def test_nothing_is_overwritten_without_force(capsys):
@@ -127,20 +142,26 @@ REFUSED = {
     "cuda": (["--device", "cuda"], 2, "device 'cuda' is not available"),
     "suffix": (["-o", "a.exe"], 2, "cannot write .exe"),
     "folder": (["-o", "no/such/a.png"], 2, "mkdir -p no/such"),
-    "frames": (["--frames", "a.mp4"], 2, "cannot write .mp4"),
+    "frames": (["--frames", "a.avi"], 2, "cannot write .avi"),
+    "preview": (["--preview"], 2, "--preview without --frames"),
     "option": (["--stepz", "3"], 2, "--steps"),
     "no model": (["-m", "no-such-folder"], 2, "no-such-folder"),
     "too big": (["-W", "524288", "-H", "524288"], 4, "TB of memory"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_meant_is_refused_before_weights_are_read(capsys, monkeypatch, name):
-    options, code, message = REFUSED[name]
+def assert_refused(capsys, monkeypatch, options: list, code: int, message: str):
+    """Exit code and text on stderr, before any weights are read, and nothing is left behind."""
+    before = sorted(os.listdir("."))
     monkeypatch.setattr(cli.Plan, "load", lambda plan: pytest.fail("weights were read"))
     got, out, err = run(capsys, PROMPT, *options)
     assert got == code and message in err and out == ""
-    assert not os.listdir(".")
+    assert sorted(os.listdir(".")) == before
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_meant_is_refused_before_weights_are_read(capsys, monkeypatch, name):
+    assert_refused(capsys, monkeypatch, *REFUSED[name])
 
 
 def test_bytes_that_are_no_text_are_refused(capsys):
@@ -203,3 +224,44 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(capsys, tmp_path):
     (tmp_path / "photos").mkdir()
     code, _, err = run(capsys, PROMPT, "-m", "photos")
     assert code == 3 and "model_index.json" in err
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """A LoRA and a learned word for the embedded model."""
+    from safetensors.numpy import save_file
+
+    module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
+    shape = [tensor.shape for name, tensor in read_header(EMBEDDED / "unet" / "diffusion_pytorch_model.safetensors").items() if f"unet.{name}" == f"{module}.weight"][0]
+    save_file({f"{module}.lora_A.weight": np.full((1, shape[1]), 0.1, "float32"), f"{module}.lora_B.weight": np.full((shape[0], 1), 0.1, "float32")}, "a.safetensors")
+    for word, name in (("<zz>", "w"), ("x", "x")):
+        save_file({word: np.full((2, 128), 0.1, "float32")}, f"{name}.safetensors")
+    return ["--lora", "a.safetensors:0.5", "--embedding", "w.safetensors", "--clip-skip", "1", "--prompt-weights", "a1111"]
+
+
+def test_adapters_make_another_picture_and_stand_in_the_recipe(capsys, adapters):
+    prompt = "a <zz> cat on a (blue:1.2) background"
+    assert run(capsys, prompt, *FAST, *adapters, "-o", "first.png")[0] == 0
+    assert run(capsys, prompt, *FAST, "-o", "plain.png")[0] == 0
+    recipe = image.read_recipe("first.png")
+    assert recipe["loras"][0]["scale"] == 0.5 and len(recipe["loras"][0]["sha256"]) == 64 and recipe["embeddings"][0]["token"] == "<zz>"
+    assert (recipe["clip_skip"], recipe["prompt_weights"]) == (1, "a1111")
+    _, generate, *options = shlex.split(run(capsys, "inspect", "first.png")[1].splitlines()[1])
+    assert run(capsys, generate, "-o", "second.png", *options)[0] == 0
+    first, second, plain = (np.asarray(Image.open(f"{name}.png")) for name in ("first", "second", "plain"))
+    assert np.array_equal(first, second) and not np.array_equal(first, plain)
+
+
+@pytest.mark.parametrize("options, code, message", [
+    (["--lora", "none.safetensors"], 2, "there is no file none.safetensors"),
+    (["--lora", "a.safetensors:strong"], 2, "'strong' is no scale"),
+    (["--embedding", "none.bin"], 2, "there is no file none.bin"),
+    (["--embedding", "x.safetensors"], 2, "the token 'x' cannot be added"),
+    (["--embedding", "w.safetensors", "--embedding", "w.safetensors"], 2, "the token '<zz>' cannot be added"),
+    (["--clip-skip", "99"], 2, "clip_skip is 99"),
+    (["--prompt-weights", "comfy"], 2, "'comfy' is not"),
+])  # fmt: skip
+def test_adapters_are_refused_before_weights_are_read(capsys, monkeypatch, adapters, options, code, message):
+    monkeypatch.setattr(cli.Plan, "load", lambda plan: pytest.fail("weights were read"))
+    got, out, err = run(capsys, PROMPT, *options)
+    assert got == code and message in err and out == ""

@@ -143,3 +143,12 @@ def test_recording_is_local_to_its_thread_and_nests(p):
             p.conv_in.weight
         p.conv_in.bias
     assert inner == {"unet.conv_in.weight"} and outer == {"unet.conv_in.bias"}
+
+
+def test_replace_shares_what_it_does_not_change(p):
+    new = np.zeros((3, 3))
+    other = p.replace({"blocks.1.norm.weight": new})
+    assert other.blocks[1].norm.weight is new and other.conv_in.weight is p.conv_in.weight and other.path == p.path
+    assert p.blocks[1].norm.weight is STATE["blocks.1.norm.weight"] and [n for n, _ in other.items()] == [n for n, _ in p.items()]
+    with pytest.raises(KeyError, match="unet has no blocks.7"):
+        p.replace({"blocks.7": new})

@@ -1,6 +1,7 @@
 """What is refused before any weights are read. The pipeline's own refusals are in test_pipeline.py."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from minisd import request
 from minisd.config import UNetConfig, VAEConfig
 from minisd.errors import ResourceError, UsageError
-from minisd.request import Request
+from minisd.request import Request, first_index
 
 SD1_UNET = UNetConfig(cross_attention_dim=768)
 SD1_VAE = VAEConfig(
@@ -80,3 +81,49 @@ def test_a_run_that_cannot_fit_says_what_would(monkeypatch):
 def test_unknown_memory_refuses_nothing(monkeypatch):
     monkeypatch.setattr(request, "available_bytes", lambda: None)
     request.check_memory(10**15, check())
+
+
+@pytest.mark.parametrize(
+    "steps, strength, first",
+    [(50, 0.8, 10), (50, 1.0, 0), (50, 0.02, 49), (50, 0.58, 22), (25, 0.6, 10), (1, 1, 0), (30, 0.5, 15), (3, np.float32(0.5), 2)],
+)
+def test_strength_runs_the_last_steps(steps, strength, first):
+    """N − int(N·s); 0.58 · 50 is 28.999… in floats, so 28 steps are run, as in diffusers."""
+    assert first_index(steps, steps, strength) == first
+
+
+def test_start_step_is_an_index():
+    assert first_index(50, 51, start_step=50) == 50 and first_index(50, 50, start_step=0) == 0
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [(dict(strength=0.5, start_step=1), "either"), (dict(), "strength is None"), (dict(strength=True), "strength is True"), (dict(strength=-0.1), "-0.1"),
+     (dict(strength=0.01), "at least 0.02"), (dict(start_step=50), "0 … 49"), (dict(start_step=1.5), "start_step is 1.5")],
+)  # fmt: skip
+def test_beginnings_that_cannot_be_meant(options, message):
+    with pytest.raises(UsageError, match=message):
+        first_index(50, 50, **options)
+
+
+def test_the_least_strength_that_is_named_is_a_step():
+    for steps in range(1, 1001):
+        with pytest.raises(UsageError) as caught:
+            first_index(steps, steps, 0.0)
+        assert first_index(steps, steps, float(re.search(r"least ([\d.]+)", caught.value.fix)[1])) < steps
+
+
+def test_nine_channels_are_for_inpainting():
+    nine = UNetConfig(cross_attention_dim=768, in_channels=9)
+    assert Request.check(nine, SD1_VAE, prompt="a fox", inpaint=True).height == 512
+    with pytest.raises(UsageError, match="-i and --mask"):
+        Request.check(nine, SD1_VAE, prompt="a fox")
+    for inpaint in (False, True):
+        with pytest.raises(UsageError, match="8 a pix2pix model"):
+            Request.check(UNetConfig(cross_attention_dim=768, in_channels=8), SD1_VAE, prompt="a fox", inpaint=inpaint)
+
+
+def test_pictures_need_memory_for_the_encoder():
+    r = check()
+    without, one, eight = (request.activation_bytes(r, SD1_VAE, SD1_UNET, freed=10**10, pictures=n) for n in (0, 1, 8))
+    assert without <= one < eight

@@ -319,6 +319,19 @@ def test_ids_outside_the_vocabulary_are_refused(sd1, number):
 # ---------------------------------------------------------------- added tokens
 
 
+def test_added_tokens_can_be_found_and_taken_away(folders):
+    tokenizer = CLIPTokenizer.from_pretrained(folders["sd2"])
+    before = tokenizer("a <b> c!").input_ids.tolist()
+    tokenizer.add_tokens(["<a>", "<b>", "<c>"])
+    assert tokenizer.added_tokens() == {"<a>": 49408, "<b>": 49409, "<c>": 49410}  # "!", special in SD 2, is none
+    assert tokenizer.find_tokens("é <A> x<b><a>", ["<a>", "<b>"]) == [("<a>", 2, 5), ("<b>", 7, 10), ("<a>", 10, 13)]
+    tokenizer.remove_tokens(["<b>"])
+    assert tokenizer.added_tokens() == {"<a>": 49408, "<c>": 49409} and len(tokenizer) == 49410
+    assert tokenizer("<c>").input_ids[0, 1] == 49409 and tokenizer("a <b> c!").input_ids.tolist() == before
+    with pytest.raises(UsageError, match="no added token\n.*added are: <a>, <c>"):
+        tokenizer.remove_tokens(["<b>"])
+
+
 def test_added_tokens_follow_the_vocabulary_and_are_found_in_normalised_text(folders):
     tokenizer = CLIPTokenizer.from_pretrained(folders["sd1"])
     assert tokenizer.add_tokens(["<Cat-Toy>", "<cat-toy>_1"]) == 2

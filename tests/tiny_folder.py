@@ -41,20 +41,22 @@ MODEL_INDEX = {
 FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def write_tiny_sd2(folder: Path, **scheduler) -> Path:
-    """Fills `folder` and returns it. Keywords change the scheduler's config."""
+def write_tiny_sd2(folder: Path, in_channels: int = 4, **scheduler) -> Path:
+    """Fills `folder` and returns it. in_channels: 9 is an inpainting model. Keywords change the scheduler's config."""
+    configs = {**CONFIGS, "unet": {**CONFIGS["unet"], "in_channels": in_channels}}
     shapes = {
-        "unet": unet_shapes(UNetConfig.from_dict(CONFIGS["unet"])),
-        "vae": vae_shapes(VAEConfig.from_dict(CONFIGS["vae"])),
-        "text_encoder": clip_text_shapes(CLIPTextConfig.from_dict(CONFIGS["text_encoder"])),
+        "unet": unet_shapes(UNetConfig.from_dict(configs["unet"])),
+        "vae": vae_shapes(VAEConfig.from_dict(configs["vae"])),
+        "text_encoder": clip_text_shapes(CLIPTextConfig.from_dict(configs["text_encoder"])),
     }
-    for component, config in CONFIGS.items():
+    for component, config in configs.items():
         (folder / component).mkdir(parents=True)
         (folder / component / "config.json").write_text(json.dumps(config))
         weights = {name: np.ascontiguousarray(w) for name, w in make_weights(shapes[component]).items()}
         save_file(weights, folder / component / f"{FILES[component]}.safetensors", metadata={"format": "pt"})
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({**SCHEDULER, **scheduler}))
-    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+    pipeline = "StableDiffusionInpaintPipeline" if in_channels == 9 else MODEL_INDEX["_class_name"]
+    (folder / "model_index.json").write_text(json.dumps({**MODEL_INDEX, "_class_name": pipeline}))
     shutil.copytree(EMBEDDED / "tokenizer", folder / "tokenizer")
     return folder

@@ -4,6 +4,8 @@
     folder.py             what the folder holds, and loading one component of it
     variants.py           which of its files have the weights
     safetensors_file.py   the file format
+    torch_file.py         files of torch.save, for learned words and LoRAs only
+    pickles.py            the machine that reads them and can run nothing
     names.py  shapes.py   the names and shapes that the weights must have
     weights.py            comparing, reading, layout in memory
     contradiction.py      which field of the config does not fit the weights

@@ -30,7 +30,7 @@ if sys.byteorder != "little":
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "uint16", "I64": "int64", "I32": "int32"}
 FETCH_AGAIN = "delete it and fetch the model again: minisd fetch ORG/NAME"
-PICKLE_FIX = """minisd never opens pickles. Where you trust the file, torch can convert it:
+PICKLE_FIX = """minisd reads no weights from pickles. Where you trust the file, torch can convert it:
         import torch; from safetensors.torch import save_file
         weights = torch.load("FILE.bin", map_location="cpu", weights_only=True)
         save_file({name: w.contiguous() for name, w in weights.items()}, "FILE.safetensors")"""
@@ -95,6 +95,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(path, name, info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0])
         for name, info in header.items()
     }
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a writer left in the header's `__metadata__`; {} if there are none. The file was validated by `read_header`."""
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__") or {}
 
 
 def _without_duplicates(pairs: list) -> dict:

@@ -44,11 +44,17 @@ def picture(path: Path) -> dict:
 def make_again(recipe: dict) -> str:
     """The command line that makes the picture of a recipe."""
     words = ["minisd", "generate"]
-    flags = {"--model": "model", "--negative": "negative_prompt", "--seed": "seed", "--steps": "steps", "--cfg-scale": "cfg_scale", "--eta": "eta",
-             "--width": "width", "--height": "height", "--dtype": "dtype"}  # fmt: skip
+    flags = {"--model": "model", "--negative": "negative_prompt", "--image": "image", "--mask": "mask", "--strength": "strength",
+             "--start-step": "start_step", "--seed": "seed", "--steps": "steps", "--cfg-scale": "cfg_scale", "--eta": "eta", "--width": "width",
+             "--height": "height", "--dtype": "dtype", "--prompt-weights": "prompt_weights", "--clip-skip": "clip_skip"}  # fmt: skip
     for flag, name in flags.items():
-        if recipe.get(name) not in (None, "", 0.0) or name == "seed":
+        if recipe.get(name) not in (None, ""):
             words += [flag, str(recipe.get(name))]
+    words += ["--no-compat"] if recipe.get("compat") is False else []
+    for lora in recipe.get("loras", []):
+        words += ["--lora", f"{lora.get('file')}:{lora.get('scale')}"]
+    for word in recipe.get("embeddings", []):
+        words += ["--embedding", str(word.get("file"))]
     scheduler = str(recipe.get("scheduler", "")).removesuffix("Scheduler").removesuffix("Discrete").lower()
     words += ["--scheduler", scheduler] if scheduler else []
     words += ["--exact"] if recipe.get("profile") == "exact" else []

@@ -41,9 +41,9 @@ class CLIPTextModel(Model):
 
     component = "text_encoder"
 
-    def __call__(self, input_ids):
-        """input_ids [B, T], T <= 77 -> last hidden state after the final layer norm [B, T, C]."""
-        return self.encode_embeddings(self.embeddings(input_ids))
+    def __call__(self, input_ids, clip_skip: int | None = None):
+        """input_ids [B, T], T <= 77 -> last hidden state after the final layer norm [B, T, C]; clip_skip as in `encode_embeddings`."""
+        return self.encode_embeddings(self.embeddings(input_ids), clip_skip)
 
     def embeddings(self, input_ids):
         """Token plus position embeddings, what the first layer reads.        [B, T] -> [B, T, C]"""
@@ -54,12 +54,16 @@ class CLIPTextModel(Model):
                                 "tokenizer(prompt).input_ids gives such ids")  # fmt: skip
         return embeddings(self.params.text_model.embeddings, ids)
 
-    def encode_embeddings(self, x):
+    def encode_embeddings(self, x, clip_skip: int | None = None):
         """Causal layers and final layer norm on embeddings of your own making.        [B, T, C] -> [B, T, C]
 
-        `encode_embeddings(embeddings(ids))` is `__call__(ids)`, bit by bit.
+        `encode_embeddings(embeddings(ids))` is `__call__(ids)`, bit by bit. clip_skip n leaves the last n layers out, as in diffusers:
+        hidden_states[−(n + 1)], then the final layer norm.
         """
-        return layer_norm(self.params.text_model.final_layer_norm, self._layers(x)[-1], eps=self.config.layer_norm_eps)
+        states = self._layers(x)
+        if not 0 <= (clip_skip or 0) < len(states):
+            raise ContractError(f"clip_skip is {clip_skip}", f"there are {len(states) - 1} layers", "0 leaves none of them out")
+        return layer_norm(self.params.text_model.final_layer_norm, states[-(1 + (clip_skip or 0))], eps=self.config.layer_norm_eps)
 
     def hidden_states(self, input_ids) -> list:
         """The embeddings and the result of every layer, before the final layer norm: num_hidden_layers + 1 arrays [B, T, C]."""

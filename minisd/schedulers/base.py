@@ -122,6 +122,24 @@ class Scheduler(Configurable):
         a, s = self._scales_of_each(original_samples, timesteps)
         return a * original_samples + s * noise
 
+    def at(self, *, index: int | None = None, timestep=None):
+        """The timestep of a place that is called by its name: its index in `timesteps`, or the timestep itself.
+
+        The two are easily confused and look alike: index 10 of a run of 15 steps is timestep 331 (PNDM) or 285.4 (LMS).
+        """
+        if (index is None) == (timestep is None):
+            given = "neither" if index is None else "both"
+            raise UsageError("give either an index or a timestep", f"{given} were given", "index=10 counts the steps, timestep=331 is noise")
+        if index is None:
+            return timestep
+        if not is_whole(index) or not 0 <= index < len(self.timesteps):
+            raise UsageError(f"index {index!r} is not in the schedule", "it counts the timesteps that are set", f"use 0 to {len(self.timesteps) - 1}")
+        return self.timesteps[index].item()
+
+    def add_noise_at(self, original_samples, noise, *, index: int | None = None, timestep=None):
+        """`add_noise` at one place for all images, see `at`: float [B, …] twice -> like `original_samples`."""
+        return self.add_noise(original_samples, noise, self.at(index=index, timestep=timestep))
+
     def _scales_of_each(self, x, timesteps):
         """a and s for one timestep as floats, for one timestep an image as arrays [B, 1, …] that broadcast over x."""
         timesteps = np.reshape(to_numpy(timesteps), -1)

@@ -40,8 +40,9 @@ class PNDMScheduler(VariancePreserving):
     again from where it began, along the mean of the slopes at its two ends; a change made to the sample in between is lost.
     skip_prk_steps=False: the first three steps are Runge–Kutta with four calls each, N + 9 in all.
 
-    A run that starts in the middle (image to image) begins as diffusers' does: its second call is treated as the doubled one
-    even where the doubled timestep has been cut off, and the run stays one step behind its timesteps.
+    `compat`: in a run that starts in the middle (image to image) the doubled timestep has been cut off. diffusers treats the second
+    call as the doubled one all the same, and the run stays one step behind its timesteps. compat=True (default) does so too;
+    compat=False doubles the doubled timestep only, and takes the order from the outputs there are.
     """
 
     @keeps_config
@@ -57,7 +58,9 @@ class PNDMScheduler(VariancePreserving):
         prediction_type: str = "epsilon",
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
+        compat: bool = True,
     ):
+        self._warm_up = 0  # calls of Runge–Kutta
         self._common_settings()
         self.final_alpha_cumprod = self._final_alpha(set_alpha_to_one)
 
@@ -92,12 +95,10 @@ class PNDMScheduler(VariancePreserving):
     def step(self, model_output, timestep, sample) -> SchedulerOutput:
         """One model call: model output and sample [B, C, H, W] at `timestep` -> the sample for the next call."""
         here = self._expect(timestep)
-        if self._warm_up and self.counter == 0 and here[0] != 0:
-            raise UsageError(
-                "a PNDM run with skip_prk_steps = False starts at its first timestep",
-                "the Runge–Kutta steps come first",
-                "for image to image use skip_prk_steps=True",
-            )
+        if self.counter == 0:
+            self._check_begin(here[0])
+        if not self.config.compat:
+            here = here[-1:]  # a run that begins at the doubled timestep, and does not say where, begins at the second of the two
         x0, _ = self.predict(model_output, timestep, sample)
         self._here = here
         model_output = model_output.astype(sample.dtype, copy=False)
@@ -105,6 +106,18 @@ class PNDMScheduler(VariancePreserving):
         prev_sample = take(model_output, int(timestep), sample)
         self.counter += 1
         return SchedulerOutput(prev_sample, x0)
+
+    def set_begin_index(self, begin_index: int = 0):
+        self._check_begin(begin_index)
+        super().set_begin_index(begin_index)
+
+    def _check_begin(self, index: int):
+        if self._warm_up and index != 0:
+            raise UsageError(
+                "a PNDM run with skip_prk_steps = False starts at its first timestep",
+                "the Runge–Kutta steps come first",
+                "for image to image use PNDMScheduler.from_config(config, skip_prk_steps=True)",
+            )
 
     def _runge_kutta(self, output, t, x):
         """Four slopes: at the start, twice in the middle, at the end; each moves from the start, the last along their mean."""
@@ -120,7 +133,10 @@ class PNDMScheduler(VariancePreserving):
     def _multistep(self, output, t, x):
         """Along Adams–Bashforth's slope from t to t − T//N; the second call repeats the first step with a better slope."""
         ratio = len(self) // self.num_inference_steps
-        if self.counter == 1:
+        doubled = self._here[0] == 1 and not self._warm_up
+        if not self.config.compat and doubled and self.counter == 0:
+            return x  # begun at the doubled timestep, which comes again
+        if self.counter == 1 and (self.config.compat or doubled):
             return self._transfer(self._start, (self.ets[-1] + output) / 2, t + ratio, t)
         self.ets = [*self.ets[-3:], output]
         self._start = x

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import save_file
 
 from minisd.checkpoint import safetensors_file
-from minisd.checkpoint.safetensors_file import bfloat16_to_float32, read_header
+from minisd.checkpoint.safetensors_file import bfloat16_to_float32, read_header, read_metadata
 from minisd.errors import ModelFileError, ResourceError
 from tests.checkpoint.synthetic import encode, safetensors_bytes, with_length
 
@@ -313,3 +314,10 @@ def test_mutants_are_refused_or_read_exactly_as_the_library_does(tmp_path):
             if tensor.dtype in ("F32", "F16", "I64"):
                 assert tensor.read().tobytes() == data[8 + length + begin : 8 + length + end]
     assert counts["read"] > 100 and counts["refused"] > 1000 and counts["stricter"] > 50, counts
+
+
+def test_metadata_are_the_writers_texts(tmp_path):
+    save_file({"x": np.zeros(2)}, tmp_path / "a.safetensors", metadata={"format": "np", "who": "é"})
+    save_file({"x": np.zeros(2)}, tmp_path / "b.safetensors")
+    assert read_metadata(tmp_path / "a.safetensors") == {"format": "np", "who": "é"}
+    assert read_metadata(tmp_path / "b.safetensors") == {}

@@ -148,6 +148,27 @@ def test_an_index_is_not_a_timestep(sampler):
             scheduler.step(normal(0), wrong, normal(1))
 
 
+@pytest.mark.parametrize("sampler, t", [("ddim", 265), ("pndm", 331), ("lms", 285.4285583496094)])
+def test_a_place_is_called_by_its_index_or_by_its_timestep(sampler, t):
+    """Index 10 of 15 steps: PNDM runs its second timestep twice, so that everything behind it is one place later."""
+    scheduler = ready(sampler, 15, steps_offset=1)
+    x, noise = normal(0), normal(1)
+    assert scheduler.at(index=10) == scheduler.at(timestep=t) == t
+    np.testing.assert_array_equal(scheduler.add_noise_at(x, noise, index=10), scheduler.add_noise(x, noise, t))
+    np.testing.assert_array_equal(scheduler.add_noise_at(x, noise, timestep=t), scheduler.add_noise(x, noise, t))
+
+
+@every_sampler
+def test_a_place_that_cannot_be_meant(sampler):
+    scheduler = ready(sampler, 15)
+    for place in ({}, {"index": 1, "timestep": 925}):
+        with pytest.raises(UsageError, match="either an index or a timestep"):
+            scheduler.at(**place)
+    for index in (-1, len(scheduler.timesteps), 2.0, True):
+        with pytest.raises(UsageError, match="is not in the schedule"):
+            scheduler.at(index=index)
+
+
 @pytest.mark.parametrize("sampler", ("lms", "pndm", "pndm with Runge-Kutta"))
 def test_a_sampler_that_remembers_takes_each_timestep_once(sampler):
     """Twice, skipped, or beyond the end; after the error the run goes on as if it had not happened."""

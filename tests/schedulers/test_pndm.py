@@ -121,6 +121,38 @@ def test_a_start_in_the_middle_is_one_step_behind_as_in_diffusers():
     """The doubled timestep has been cut off, the second call is treated as doubled all the same: an error of 4.4e-4, not 0."""
     assert abs(run_of_point_mass(ready(set_alpha_to_one=True), 0)) <= 1e-14
     assert run_of_point_mass(ready(set_alpha_to_one=True), 40) == pytest.approx(-4.47e-4, rel=1e-3)
+    assert run_of_point_mass(ready(set_alpha_to_one=True), 45) == pytest.approx(1.267e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("begin", (0, 1, 2, 3, 10, 40, 49, 50))
+def test_an_exact_start_in_the_middle(begin):
+    """compat=False: wherever a run begins, also at either of the two doubled timesteps, an exact model is followed to the point."""
+    scheduler = ready(set_alpha_to_one=True, compat=False)
+    scheduler.set_begin_index(begin)
+    assert abs(run_of_point_mass(scheduler, begin)) <= 1e-14
+    assert scheduler.counter == 51 - begin
+
+
+def test_compat_makes_no_difference_from_the_beginning():
+    assert run_of_point_mass(ready(), 0) == run_of_point_mass(ready(compat=False), 0)
+
+
+def test_an_exact_start_takes_the_order_from_the_outputs_there_are():
+    """From index 10: Euler, then Adams–Bashforth of order 2, 3 and 4, one timestep at a time."""
+    scheduler = ready(50, compat=False)
+    x, *outputs = (np.random.default_rng(seed).standard_normal((1, 4, 2, 2)) for seed in range(6))
+    for k, t in enumerate(scheduler.timesteps[10:15]):
+        expected = pndm_transfer(x, adams_bashforth(outputs[max(0, k - 3) : k + 1]), scheduler.alpha(t), scheduler.alpha(t - 20))
+        x = scheduler.step(outputs[k], t, x).prev_sample
+        np.testing.assert_allclose(x, expected, atol=1e-13)
+
+
+def test_an_exact_start_at_the_doubled_timestep_that_does_not_say_where_is_at_the_second():
+    scheduler = ready(10, compat=False)
+    x = np.ones((1, 1, 2, 2))
+    scheduler.step(x, 801, x)
+    with pytest.raises(UsageError, match="701 is next"):
+        scheduler.step(x, 801, x)
 
 
 @pytest.mark.parametrize("begin", (1, 2))
@@ -141,4 +173,7 @@ def test_a_run_with_runge_kutta_steps_starts_at_the_first():
     for wrong in (801, 1):
         with pytest.raises(UsageError, match="first timestep"):
             scheduler.step(x, wrong, x)
+    with pytest.raises(UsageError, match="first timestep"):
+        scheduler.set_begin_index(1)
+    scheduler.set_begin_index(0)
     scheduler.step(x, 901, x)
