@@ -227,6 +227,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/__main__.py": "one line; tests/test_cli.py runs it",
     "minisd/ops/__init__.py": "the façade: tests/ops/test_contract.py",
     "minisd/ops/cpu/__init__.py": "only imports its rungs",
+    "minisd/ops/cuda/__init__.py": "only imports its rungs",
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
     "minisd/onnx_suite/__init__.py": "empty",

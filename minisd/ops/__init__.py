@@ -7,7 +7,7 @@ Images are [B, H, W, C], tokens [B, S, C], attention heads [B, N, S, D], on the 
 float16, float32 or float64; sums and statistics are kept in float32 or wider. No op has a default for eps, groups, scale or the
 kind of GELU: three admired ports ship a wrong epsilon behind one.
 
-The ladders: `reference.py` has every op as the textbook has it; `cpu/` the fast rungs in NumPy.
+The ladders: `reference.py` has every op as the textbook has it; `cpu/` the fast rungs in NumPy, `cuda/` those for the GPU.
 """
 
 import math
@@ -18,6 +18,7 @@ from ..backend import array_module
 from ..errors import ContractError, UsageError
 from . import reference as _reference  # the lowest rung of every ladder registers first
 from . import cpu as _cpu  # noqa: F401  importing registers its rungs
+from . import cuda as _cuda  # noqa: F401  likewise, for CuPy arrays; loads no CuPy
 from .dispatch import RUNGS, dispatch, explaining, ladder, using
 
 __all__ = [

@@ -20,6 +20,7 @@ class Rung:
 
     numerics: "exact" meets the project's rule (error against float64 at most twice torch's own);
     "fast" is the same mathematics with larger rounding errors, whose bound stands in the rung's docstring.
+    lesson: kept for what it teaches, slower than a rung below it; runs only where `using` asks for it by name.
     """
 
     op: str
@@ -28,6 +29,7 @@ class Rung:
     owner: str  # "numpy", "cupy" or "any"
     numerics: str
     refuses: Callable
+    lesson: bool = False
 
     @property
     def idea(self) -> str:
@@ -40,11 +42,11 @@ _CHOICES: ContextVar[dict] = ContextVar("minisd_ops_choices", default={})
 _EXPLAIN: ContextVar[bool] = ContextVar("minisd_ops_explain", default=False)
 
 
-def rung(op: str, name: str, *, owner: str, numerics: str = "exact", refuses: Callable = lambda *args, **kwargs: None):
+def rung(op: str, name: str, *, owner: str, numerics: str = "exact", refuses: Callable = lambda *args, **kwargs: None, lesson: bool = False):
     """Registers the decorated function on top of the ladder of `op`."""
 
     def register(run):
-        RUNGS.setdefault(op, []).append(Rung(op, name, run, owner, numerics, refuses))
+        RUNGS.setdefault(op, []).append(Rung(op, name, run, owner, numerics, refuses, lesson))
         return run
 
     return register
@@ -55,6 +57,8 @@ def _reason_against(r: Rung, owner: str, choices: dict, args, kwargs) -> str | N
         return f"is for {r.owner} arrays, these are {owner}'s"
     if r.op in choices and r.name != choices[r.op]:
         return f"ops.using({r.op}={choices[r.op]!r}) asks for another"
+    if r.op not in choices and r.lesson:
+        return f"is a lesson: runs where ops.using({r.op}={r.name!r}) asks for it"
     if r.op not in choices and choices.get("profile", "fast") == "exact" and r.numerics != "exact":
         return "is not exact, and the profile asks for exact rungs"
     return r.refuses(*args, **kwargs)

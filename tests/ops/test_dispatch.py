@@ -94,6 +94,17 @@ def test_a_chosen_rung_that_refuses_is_an_error_with_its_reason(toy):
         ops.conv2d(X, W3, padding=1)
 
 
+def test_a_lesson_runs_only_where_it_is_asked_for(toy):
+    rung("toy", "lesson", owner="any", lesson=True)(lambda x: "lesson")
+    assert toy() == "fast"
+    with ops.using(profile="exact"):
+        assert toy() == "plain"
+    with ops.using(toy="lesson"):
+        assert toy() == "lesson"
+    with explaining():
+        assert "· is a lesson: runs where ops.using(toy='lesson') asks for it" in toy()
+
+
 def test_the_rungs_of_another_owner_never_run(toy):
     with ops.using(toy="device"), pytest.raises(UsageError, match="is for cupy arrays, these are numpy's"):
         toy()

@@ -1,0 +1,8 @@
+"""The GPU's rungs: launchers for CuPy arrays, and the CUDA kernels they launch (`kernels/<op>/<n>_<idea>.cu`).
+
+Importing registers the rungs and loads neither CuPy nor a compiler: those come with the first launch.
+"""
+
+from . import activation, attention, conv2d, linear, norm  # importing registers the rungs, slow → fast
+
+__all__ = ["activation", "attention", "conv2d", "linear", "norm"]

@@ -1,0 +1,99 @@
+"""Launchers of attention, from a block a query to Flash attention on tensor cores.
+
+The kernels are in `kernels/attention`, each with a header that says what it does and what it costs. In memory heads lie inside tokens,
+[B, S, N, D], as a linear layer leaves them: `q.transpose(0, 2, 1, 3)` of the façade's [B, N, S, D] is then no copy.
+"""
+
+import math
+
+from ..dispatch import rung
+from .device import device
+from .kernel import OF_DTYPE, Kernel
+from .norm import HALF_OR_FLOAT, refuses_wide
+
+COLUMNS = (2, 5, 8)  # of 32 elements of a head: widths up to 64, 160, 256
+TYPES_AND_COLUMNS = tuple((T, columns) for (T,) in HALF_OR_FLOAT for columns in COLUMNS)
+NAIVE = Kernel("attention/1_naive.cu", "attention_naive", HALF_OR_FLOAT)
+ONLINE = Kernel("attention/2_online.cu", "attention_online", TYPES_AND_COLUMNS)
+TILES = Kernel("attention/3_tiles.cu", "attention_tiles", TYPES_AND_COLUMNS)
+FLASH_WIDTHS = (40, 64, 80, 160)
+FLASH = Kernel("attention/4_flash.cu", "attention_flash", tuple((D,) for D in FLASH_WIDTHS))
+
+MOST_KEYS = 24000  # scores of one query in the shared memory of the naive rung
+
+
+def refuses_mask(q, k, v, *, scale, mask, causal):
+    if mask is not None:
+        return "takes no mask, only causal"
+    return refuses_wide(q) or (None if v.shape[3] == q.shape[3] else "needs values as wide as keys")
+
+
+def refuses_many_keys(q, k, v, **kwargs):
+    return refuses_mask(q, k, v, **kwargs) or (f"keeps the scores of at most {MOST_KEYS} keys" if k.shape[2] > MOST_KEYS else None)
+
+
+def refuses_wide_heads(q, k, v, **kwargs):
+    return refuses_mask(q, k, v, **kwargs) or ("takes heads of at most 256" if q.shape[3] > 256 else None)
+
+
+def refuses_other_widths(q, k, v, **kwargs):
+    reason = refuses_mask(q, k, v, **kwargs)
+    if reason or OF_DTYPE[q.dtype] != "half":
+        return reason or "takes float16: that is what the tensor cores multiply"
+    return None if q.shape[3] in FLASH_WIDTHS else f"is made for heads of {', '.join(map(str, FLASH_WIDTHS))}"
+
+
+def tokens(q, k, v):
+    """[B, N, S, D] as it is in memory, [B, S, N, D]; copied only where it is not in this order."""
+    return (device().contiguous(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
+
+
+def columns_for(D: int) -> int:
+    return next(c for c in COLUMNS if D <= 32 * c)
+
+
+def _launch(instance, q, k, v, *, rows, widths, scale, causal, shared=0):
+    """One block of 128 threads for `rows` queries of a head. widths: the head width, where the kernel is told it."""
+    dev = device()
+    q, k, v = tokens(q, k, v)
+    B, S, N, _ = q.shape
+    y = dev.empty(q.shape, q.dtype)
+    dev.launch(instance, (math.ceil(S / rows), N, B), 128, q, k, v, y, N, S, k.shape[1], *widths, scale, int(causal), shared=shared)
+    return y.transpose(0, 2, 1, 3)
+
+
+@rung("attention", "naive", owner="cupy", refuses=refuses_many_keys, lesson=True)
+def naive(q, k, v, *, scale, mask, causal):
+    """CUDA: one block for one query, its scores in shared memory."""
+    shared = 4 * (128 + k.shape[2])
+    return _launch(NAIVE(OF_DTYPE[q.dtype]), q, k, v, rows=1, widths=q.shape[3:], scale=scale, causal=causal, shared=shared)
+
+
+@rung("attention", "online", owner="cupy", refuses=refuses_wide_heads, lesson=True)
+def online(q, k, v, *, scale, mask, causal):
+    """CUDA: one warp for one query, softmax with a running maximum: no memory for scores."""
+    instance = ONLINE(OF_DTYPE[q.dtype], columns_for(q.shape[3]))
+    return _launch(instance, q, k, v, rows=4, widths=q.shape[3:], scale=scale, causal=causal)
+
+
+@rung("attention", "tiles", owner="cupy", refuses=refuses_wide_heads, lesson=True)
+def tiles(q, k, v, *, scale, mask, causal):
+    """CUDA: 16 queries share tiles of 32 keys in shared memory, running maximum by tiles."""
+    D = q.shape[3]
+    instance = TILES(OF_DTYPE[q.dtype], columns_for(D))
+    return _launch(instance, q, k, v, rows=16, widths=(D,), scale=scale, causal=causal, shared=4 * (16 * D + 32 * (D + 1) + 32 * D))
+
+
+def flash_bytes(D: int) -> int:
+    """Shared memory of the Flash kernel: a tile of queries, and one or two of keys and values."""
+    return 2 * 64 * (math.ceil(D / 16) * 16 + 8) * (3 if D > 96 else 5)
+
+
+@rung("attention", "flash", owner="cupy", numerics="fast", refuses=refuses_other_widths)
+def flash(q, k, v, *, scale, mask, causal):
+    """CUDA: Flash attention on tensor cores; scores stay in registers, keys and values arrive while others are multiplied.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    D = q.shape[3]
+    return _launch(FLASH(D), q, k, v, rows=64, widths=(), scale=scale * math.log2(math.e), causal=causal, shared=flash_bytes(D))

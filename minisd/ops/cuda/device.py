@@ -1,0 +1,149 @@
+"""What a launcher needs of a device, and the typed launch: nobody behind it looks at the arguments again.
+
+Launchers ask `device()` and know nothing more. It is the GPU through CuPy, or, in the tests, a simulator that runs the same kernels on
+NumPy arrays (`with on_device(simulator): …`).
+"""
+
+import math
+import operator
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import numpy as np
+
+from ...errors import ContractError, ResourceError
+from .compile import build
+from .kernel import Instance, Parameter
+
+MAX_THREADS = 1024
+MAX_SHARED = 99 << 10  # bytes that a block may have on every architecture from sm_80 on; some have more
+DEFAULT_SHARED = 48 << 10  # more than this has to be asked for
+ALIGNMENT = 16  # bytes of a vector load; the pool's own arrays have 512, a view of some rows may have 2
+OLDEST = 80  # compute capability
+MAX_GRID = (2**31 - 1, 65535, 65535)
+
+
+class Device(ABC):
+    """Arrays of one owner, and kernels that run on them."""
+
+    array_type: type
+
+    @abstractmethod
+    def empty(self, shape, dtype):
+        """A new array, not filled."""
+
+    @abstractmethod
+    def contiguous(self, x):
+        """x in C order at an address that is a multiple of ALIGNMENT: itself if it is, else a copy."""
+
+    @abstractmethod
+    def run(self, instance: Instance, grid, block, arguments: list, shared: int):
+        """Runs a kernel on arguments that `bind` has checked."""
+
+    def launch(self, instance: Instance, grid, block, *args, shared: int = 0):
+        """kernel<<<grid, block, shared>>>(args…): grid and block a number or up to three, shared bytes of dynamic shared memory."""
+        grid, block = three(grid), three(block)
+        arguments = bind(instance, args, self.array_type)
+        _expect(all(d > 0 for d in block) and math.prod(block) <= MAX_THREADS, instance, f"a block of {block} threads")
+        _expect(all(0 <= d <= limit for d, limit in zip(grid, MAX_GRID)), instance, f"a grid of {grid} blocks")
+        _expect(0 <= shared <= MAX_SHARED, instance, f"{shared} bytes of shared memory, of {MAX_SHARED}")
+        if math.prod(grid):  # an empty array is nothing to do, not an error
+            self.run(instance, grid, block, arguments, shared)
+
+
+def three(size) -> tuple[int, int, int]:
+    """A number, or a tuple of up to three, as (x, y, z)."""
+    numbers = size if isinstance(size, tuple) else (size,)
+    return tuple(operator.index(n) for n in (*numbers, 1, 1)[:3])
+
+
+def bind(instance: Instance, args: tuple, array_type: type) -> list:
+    """The arguments of a launch as the kernel wants them: arrays of `array_type` untouched, numbers as NumPy scalars, None for null."""
+    wanted = instance.parameters
+    _expect(len(args) == len(wanted), instance, f"{len(args)} arguments for ({', '.join(p.name for p in wanted)})")
+    return [_array(instance, p, a, array_type) if p.pointer else _number(instance, p, a) for p, a in zip(wanted, args)]
+
+
+def _array(instance: Instance, p: Parameter, a, array_type: type):
+    if a is None:
+        _expect(p.optional, instance, f"{p.name} is None")
+        return None
+    _expect(isinstance(a, array_type), instance, f"{p.name} is a {type(a).__module__}.{type(a).__name__}, not a {array_type.__module__} array")
+    _expect(a.dtype == p.dtype, instance, f"{p.name} is {a.dtype}, the kernel reads {p.dtype}")
+    _expect(a.flags.c_contiguous, instance, f"{p.name} {a.shape} is not contiguous")
+    return a
+
+
+def _number(instance: Instance, p: Parameter, a):
+    if p.dtype.kind == "i":
+        _expect(isinstance(a, (int, np.integer)), instance, f"{p.name} is {a!r}, not an integer")
+        _expect(-(2**31) <= a < 2**31, instance, f"{p.name} = {a} does not fit into 32 bits")
+    else:
+        _expect(isinstance(a, (int, float, np.number)), instance, f"{p.name} is {a!r}, not a number")
+    return p.dtype.type(a)
+
+
+def _expect(condition, instance: Instance, problem: str):
+    if not condition:
+        raise ContractError(f"kernel {instance.expression}: {problem}", f"its text is {instance.file}", "correct the launcher")
+
+
+class CuPyDevice(Device):
+    """The GPU that CuPy has selected. Kernels run on CuPy's current stream."""
+
+    def __init__(self):
+        import cupy
+
+        self.cupy = cupy
+        self.array_type = cupy.ndarray
+        self.functions = {}  # (instance, architecture): the loaded kernel
+
+    def empty(self, shape, dtype):
+        return self.cupy.empty(shape, dtype)
+
+    def contiguous(self, x):
+        x = self.cupy.ascontiguousarray(x).reshape(x.shape)  # which makes [1] of a number without axes
+        return x if x.data.ptr % ALIGNMENT == 0 else x.copy()
+
+    def run(self, instance, grid, block, arguments, shared):
+        self.function(instance, shared)(grid, block, tuple(np.uintp(0) if a is None else a for a in arguments), shared_mem=shared)
+
+    def function(self, instance: Instance, shared: int):
+        """The kernel, compiled and loaded at its first use on this kind of GPU."""
+        gpu = self.cupy.cuda.Device()
+        key = (instance, gpu.id)
+        if key not in self.functions:
+            if int(gpu.compute_capability) < OLDEST:
+                what = f"this GPU has compute capability {gpu.compute_capability}"
+                raise ResourceError(what, f"the kernels use instructions of {OLDEST} (RTX 30, A100) and newer", "run on the CPU")
+            cubin = build(instance, f"sm_{gpu.compute_capability}")
+            self.functions[key] = self.cupy.RawModule(path=str(cubin.path)).get_function(cubin.name)
+        f = self.functions[key]
+        if shared > DEFAULT_SHARED and f.max_dynamic_shared_size_bytes < shared:
+            f.max_dynamic_shared_size_bytes = shared
+        return f
+
+
+_DEVICE: ContextVar[Device | None] = ContextVar("minisd_cuda_device", default=None)
+
+
+@cache
+def _gpu() -> CuPyDevice:
+    return CuPyDevice()
+
+
+def device() -> Device:
+    """Where launchers run: the GPU, unless `on_device` says otherwise."""
+    return _DEVICE.get() or _gpu()
+
+
+@contextmanager
+def on_device(other: Device):
+    """Inside the block launchers run there."""
+    token = _DEVICE.set(other)
+    try:
+        yield
+    finally:
+        _DEVICE.reset(token)
