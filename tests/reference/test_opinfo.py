@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: E402
 from minisd import ops  # noqa: E402
 from minisd.errors import ContractError  # noqa: E402
 from tests.numerics import assert_faithful  # noqa: E402
-from tests.onnx_suite import adapters  # noqa: E402
+from minisd.onnx_suite import adapters  # noqa: E402
 
 pytestmark = pytest.mark.reference
 SETS = {"the fastest rungs": {}, "reference": {op: "reference" for op in ops.RUNGS}}
