@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
     "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request", "ops", "rng",
+    "commands": {"viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request", "ops", "rng",
                  "blas", "backend", "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
     "cli": {"commands", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing",
             "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
