@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from .checkpoint.names import COMPONENTS, official_name
+from .checkpoint.names import COMPONENTS, from_ldm, is_ldm, official_name
 from .errors import UsageError
+from .measures import coarser, cosine, like, ratio, relative
 from .models.model import Model
 from .teacher import NOT_LAYERS, reference_class, reference_names, replay
 from .tracefile import TraceFile, key
@@ -176,8 +177,14 @@ def diff(ours, ref, *, truth=None, rtol: float | None = None, atol: float = 0.0)
     return _free_running(TraceFile(ours), ref, TraceFile(truth) if truth is not None else None, rtol, atol)
 
 
-def official_layer(name: str) -> str:
-    """A layer's name as today's official files have it: transformers 5 leaves out text_model., old VAEs say query for to_q."""
+def official_layers(names) -> dict:
+    """{name of a layer in a trace: its name in today's official files}: LDM numbers its blocks otherwise, transformers 5 leaves out
+    text_model., old VAEs say query for to_q. A container of LDM's own, such as input_blocks.1, keeps its name."""
+    ldm = from_ldm(name for name in names if is_ldm(name))
+    return {name: ldm[name][0] if len(ldm.get(name, ())) == 1 else _official_layer(name) for name in names}
+
+
+def _official_layer(name: str) -> str:
     component, dot, rest = name.partition(".")
     if component not in COMPONENTS or not rest or component == "text_encoder" and rest.startswith("text_model"):
         return name
@@ -186,7 +193,8 @@ def official_layer(name: str) -> str:
 
 
 def _by_place(rows: list) -> dict:
-    return {(official_layer(row["name"]), row["call"]): row for row in rows}
+    official = official_layers({row["name"] for row in rows})
+    return {(official[row["name"]], row["call"]): row for row in rows}
 
 
 def _free_running(ours: TraceFile, ref: TraceFile, truth: TraceFile | None, rtol, atol) -> Diff:
@@ -203,13 +211,13 @@ def _free_running(ours: TraceFile, ref: TraceFile, truth: TraceFile | None, rtol
         row = mine[place] if mine[place]["kind"] else theirs[place]
         y = truth[exact[place]["key"]] if place in exact else None
         measured = _measure(place, row, a, b, y)
-        budget = own_budget(reference_class(row), row.get("reduction", 0), _coarser(a, b))
+        budget = own_budget(reference_class(row), row.get("reduction", 0), coarser(a, b))
         if place[0].startswith("unet.time_embedding"):
-            budget += ANGLES * float(np.finfo(_coarser(a, b)).eps) / 2.0  # its input is no layer, and rounded already
+            budget += ANGLES * float(np.finfo(coarser(a, b)).eps) / 2.0  # its input is no layer, and rounded already
         allowed = max(budget, GROWTH * healthy)
         if measured.ratio is not None:
             error = _error_of_reference(b, y, truth, place)
-            measured = replace(measured, l2=_relative(_like(a, y), y))
+            measured = replace(measured, l2=relative(like(a, y), y))
             allowed = budget + FACTOR * error
         measured = _judged(measured, allowed, b, rtol, atol)
         if math.isfinite(measured.l2):
@@ -227,12 +235,12 @@ def _inputs_are_off(ours: TraceFile, mine: dict, ref: TraceFile, theirs: dict, a
     """Whether a layer was given something else already, so that its error is not its own; None where the traces do not know."""
     a, b = (reference_names(row, row.get("inputs", {})) for row in (mine, theirs))
     pairs = [(ours[a[name]], ref[b[name]]) for name in a if name in b and isinstance(a[name], str)]
-    pairs = [(_like(x, y), y) for x, y in pairs if _like(x, y).shape == y.shape]
-    return any(not _relative(x, y) <= allowed for x, y in pairs) if pairs else None
+    pairs = [(like(x, y), y) for x, y in pairs if like(x, y).shape == y.shape]
+    return any(not relative(x, y) <= allowed for x, y in pairs) if pairs else None
 
 
 def _error_of_reference(b, y, truth: TraceFile, place: tuple) -> float:
-    error = _relative(_like(b, y), y)
+    error = relative(like(b, y), y)
     if not error <= 0.1:
         why = f"at {key(*place)} the reference is {error:.2g} away from it, which no rounding explains"
         raise UsageError(f"{truth.path} is not the truth of this run", why, "trace the same prompt, seed, steps and size with --dtype float64")
@@ -246,8 +254,9 @@ def _names_only_in(a: dict, b: dict) -> list:
 def _teacher_forced(models: dict, ref: TraceFile, rtol, atol) -> Diff:
     result = Diff("teacher forced")
     exact = {name: model if model.dtype == np.float64 else model.astype("float64") for name, model in models.items()}
+    official = official_layers({row["name"] for row in ref.rows})
     for row in ref.rows:
-        name = official_layer(row["name"])
+        name = official[row["name"]]
         model = models.get(name.partition(".")[0])
         place, row = (name, row["call"]), {**row, "name": name}
         a = None if model is None else replay(model, row, ref.__getitem__)
@@ -255,13 +264,13 @@ def _teacher_forced(models: dict, ref: TraceFile, rtol, atol) -> Diff:
             result.only_ref += [] if row["kind"] in NOT_LAYERS else [key(*place)]
             continue
         b = ref[row["key"]]
-        measured, dtype = _measure(place, row, a, b, None), _coarser(a, b)
+        measured, dtype = _measure(place, row, a, b, None), coarser(a, b)
         budget = own_budget(reference_class(row), row.get("reduction", 0), dtype)
         if measured.verdict == "ok":
             y = replay(exact[model.component], row, ref.__getitem__)
-            mine, theirs = _relative(a, y), _relative(_like(b, y), y)
+            mine, theirs = relative(a, y), relative(like(b, y), y)
             budget = max(budget * _conditioning(model, row, ref), WIDER * mine)
-            measured = replace(measured, ratio=_ratio(mine, theirs))
+            measured = replace(measured, ratio=ratio(mine, theirs))
         result.rows.append(_judged(measured, budget, b, rtol, atol))
     if not result.rows:
         fix = "record it with inputs: trace(…, inputs=True), minisd trace --inputs, or the program of minisd dump-script"
@@ -289,7 +298,7 @@ def _conditioning(model: Model, row: dict, ref: TraceFile) -> float:
 def _measure(place: tuple, row: dict, a, b, truth) -> Row:
     name, call = place
     common = dict(name=name, call=call, kind=row["kind"], shape=tuple(b.shape))
-    a = _like(a, b)
+    a = like(a, b)
     if a.shape != b.shape:
         return Row(**common, verdict="SHAPE", note=f"ours has the shape {list(a.shape)}, the reference {list(b.shape)}")
     x, y = a.astype("float64"), b.astype("float64")
@@ -302,13 +311,13 @@ def _measure(place: tuple, row: dict, a, b, truth) -> Row:
         return Row(**common, verdict="ok", l2=0.0, max_abs=0.0, cosine=1.0, ulp=0.0)
     error = np.abs(x - y)
     worst = np.unravel_index(int(np.argmax(error)), error.shape)
-    dtype = _coarser(a, b)
+    dtype = coarser(a, b)
     spacing = float(np.spacing(np.abs(y[worst]).astype(dtype)))
     return Row(
-        **common, verdict="ok", l2=_relative(x, y), max_abs=float(error[worst]),
+        **common, verdict="ok", l2=relative(x, y), max_abs=float(error[worst]),
         worst=tuple(map(int, worst)), ours=float(x[worst]), ref=float(y[worst]),
-        cosine=_cosine(x, y), ulp=float(error[worst]) / spacing,
-        ratio=None if truth is None else _ratio(_relative(_like(x, truth), truth), _relative(_like(y, truth), truth)),
+        cosine=cosine(x, y), ulp=float(error[worst]) / spacing,
+        ratio=None if truth is None else ratio(relative(like(x, truth), truth), relative(like(y, truth), truth)),
     )  # fmt: skip
 
 
@@ -321,30 +330,3 @@ def _judged(row: Row, allowed: float, b, rtol, atol) -> Row:
     largest = atol + rtol * size if rtol is not None else WORST * allowed * size
     fine = row.l2 <= allowed and row.max_abs <= largest if row.max_abs else True
     return replace(row, allowed=allowed, verdict="ok" if fine else "DIFFERS")
-
-
-def _like(a, b):
-    """a in the shape of b where that keeps the order of the values: [B, C, H, W] for [B, C, HW], as in torch's VAE; [T, C] for [1, T, C]."""
-    flattened = a.size == b.size and a.shape[:2] == b.shape[:2]
-    return a.reshape(b.shape) if flattened or [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1] else a
-
-
-def _coarser(a, b) -> np.dtype:
-    """The dtype with the larger roundoff; integers count as float32."""
-    dtypes = [v.dtype if v.dtype.kind == "f" else np.dtype("float32") for v in (a, b)]
-    return max(dtypes, key=lambda dtype: np.finfo(dtype).eps)
-
-
-def _relative(a, b) -> float:
-    """‖a − b‖ / ‖b‖ in float64; two zero arrays are 0 apart, anything else is ∞ away from zero."""
-    a, b = a.astype("float64").ravel(), b.astype("float64").ravel()
-    return _ratio(float(np.linalg.norm(a - b)), float(np.linalg.norm(b)))
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else (0.0 if a == 0.0 else math.inf)
-
-
-def _cosine(a, b) -> float:
-    norms = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    return float(np.dot(a.ravel(), b.ravel())) / norms if norms else float(not a.any() and not b.any())

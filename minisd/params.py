@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from .errors import ModelFileError
+from .resident import read
 
 _READS: ContextVar[set | None] = ContextVar("minisd_params_reads", default=None)
 
@@ -62,7 +63,7 @@ class Params:
             reads = _READS.get()
             if reads is not None:
                 reads.add(self._name_of(name))
-        return child
+        return read(child)
 
     def _name_of(self, child: str) -> str:
         return f"{self.path}.{child}" if self.path else child
@@ -86,15 +87,19 @@ class Params:
 
     def items(self, prefix: str = ""):
         """Every tensor below, as (dotted name, array) in the order of the state dict."""
+        return ((name, read(leaf)) for name, leaf in self.leaves(prefix))
+
+    def leaves(self, prefix: str = ""):
+        """Every tensor below as it is kept in memory, which may be narrower than what it is read as: (dotted name, array or HalfWeight)."""
         for name, child in self._children.items():
             if isinstance(child, Params):
-                yield from child.items(f"{prefix}{name}.")
+                yield from child.leaves(f"{prefix}{name}.")
             else:
                 yield prefix + name, child
 
     def map(self, f) -> "Params":
         """The same tree with every tensor replaced by f(tensor): a change of dtype or of device."""
-        return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(v) for k, v in self._children.items()})
+        return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(read(v)) for k, v in self._children.items()})
 
     def replace(self, tensors: dict) -> "Params":
         """The same tree with other arrays for some tensors, by their names in `items`; all others are shared with this one."""

@@ -84,10 +84,14 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         self.name = name
 
     @classmethod
-    def from_pretrained(cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None):
+    def from_pretrained(
+        cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None,
+        resident: str | None = None,
+    ):  # fmt: skip
         """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, or a hub id such as "CompVis/stable-diffusion-v1-4".
 
         dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
+        resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.
         Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
         """
         from .checkpoint import read_model_index, resolve
@@ -96,7 +100,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         check_device(device)
         folder = resolve(str(model), variant=variant, revision=revision)
         read_model_index(folder)
-        load = dict(dtype=dtype, variant=variant)
+        load = dict(dtype=dtype, variant=variant, resident=resident)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             scheduler=load_scheduler(folder),

@@ -11,10 +11,10 @@ seconds, and says what made the run. Any other safetensors file can be read as a
 
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
+import weakref
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -23,10 +23,12 @@ import numpy as np
 from .backend import to_numpy
 from .checkpoint.safetensors_file import DTYPES, StoredTensor, read_header
 from .errors import ModelFileError, ResourceError, UsageError
+from .ops.cpu.parallel import blocks
+from .statistics import statistics
 
 FORMAT = 1
+GAP = 1 << 24  # before the arrays of a large trace, so that its header fits in front of them and they are written once
 CODES = {dtype: code for code, dtype in DTYPES.items() if code != "BF16"}
-CHUNK = 1 << 16  # elements that statistics are taken of at a time: they stay in the cache
 
 
 def key(name: str, call: int) -> str:
@@ -38,27 +40,6 @@ def split_key(stored: str) -> tuple[str, int]:
     """"unet.conv_in@3" -> ("unet.conv_in", 3)."""
     name, at, call = stored.rpartition("@")
     return (name, int(call)) if at and call.isdecimal() else (stored, 0)
-
-
-def statistics(x: np.ndarray) -> dict:
-    """Range and moments in float64, and how many values are NaN or infinite; the moments are those of the finite values."""
-    flat = x.reshape(-1)
-    low, high, total, squares, nan, inf, count = math.inf, -math.inf, 0.0, 0.0, 0, 0, 0
-    for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK].astype("float64")
-        bounds = float(part.min()), float(part.max())
-        if not all(map(math.isfinite, bounds)):
-            nan += int(np.isnan(part).sum())
-            inf += int(np.isinf(part).sum())
-            part = part[np.isfinite(part)]
-            bounds = (float(part.min()), float(part.max())) if part.size else (low, high)
-        low, high = min(low, bounds[0]), max(high, bounds[1])
-        total += float(part.sum())
-        squares += float(np.dot(part, part))
-        count += part.size
-    mean = total / count if count else 0.0
-    std = math.sqrt(max(squares / count - mean * mean, 0.0)) if count else 0.0
-    return {"min": low if count else None, "max": high if count else None, "mean": mean, "std": std, "nan": nan, "inf": inf}
 
 
 def versions() -> dict:
@@ -82,13 +63,15 @@ class Recorder:
             raise UsageError(f"{self.path}: the folder {self.path.parent} does not exist", "", f"mkdir -p {self.path.parent}")
         self.patterns, self.inputs, self.stats, self.recipe = tuple(patterns), inputs, stats, recipe or {}
         self.rows, self.calls = [], {}
+        self._measured = (lambda: None), {}  # the last array, held weakly, and its statistics
         self._header, self._known, self._end, self._data = {}, {}, 0, None
 
     def __enter__(self) -> "Recorder":
         if self.path and not self.stats:
             self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
             try:
-                self._data = open(self._part, "w+b")
+                self._data = open(self._part, "w+b", buffering=0)
+                self._data.seek(GAP)  # a hole: it takes no room on the disk
             except OSError as error:
                 raise self._unwritable(error) from None
         return self
@@ -112,13 +95,19 @@ class Recorder:
         stored = key(event.name, call)
         row = {
             "key": stored, "name": event.name, "call": call, "kind": event.kind, "shape": _official_shape(y, event.kind), "dtype": y.dtype.name,
-            **statistics(y), "bytes": y.nbytes, "seconds": round(event.seconds, 6), "reduction": _reduction(event),
+            **self._statistics(y), "bytes": y.nbytes, "seconds": round(event.seconds, 6), "reduction": _reduction(event),
         }  # fmt: skip
         if self.inputs and event.kind != "tap" and self._data:
             row["inputs"], row["options"] = self._inputs(stored, event)
         if self._data:
             self._append(stored, _official(y, event.kind))
         self.rows.append(row)
+
+    def _statistics(self, y: np.ndarray) -> dict:
+        """A block that returns what its last layer returned is not measured again."""
+        if self._measured[0]() is not y:
+            self._measured = weakref.ref(y), statistics(y)
+        return self._measured[1]
 
     def _inputs(self, stored: str, event) -> tuple[dict, dict]:
         """Stores what the layer was given. {name: key of an array, or a list of them}, {name: number or text}."""
@@ -144,11 +133,15 @@ class Recorder:
         if x.dtype.name not in CODES:
             raise UsageError(f"{stored} is {x.dtype}", f"a trace holds {', '.join(CODES)}", "trace other layers")
         try:
-            self._data.write(x.data if x.size else b"")
+            self._write(x.data.cast("B") if x.size else b"")
         except OSError as error:
             raise self._unwritable(error) from None
         self._header[stored] = {"dtype": CODES[x.dtype.name], "shape": list(x.shape), "data_offsets": [self._end, self._end + x.nbytes]}
         self._end += x.nbytes
+
+    def _write(self, data):
+        while data:  # the system may take a part of it only
+            data = data[self._data.write(data) :]
 
     @property
     def manifest(self) -> dict:
@@ -159,19 +152,28 @@ class Recorder:
         path = Path(path)
         part = path.with_name(f".{path.name}.{os.getpid()}.whole.tmp")
         try:
-            with open(part, "wb") as file:
-                if self._data:
-                    header = json.dumps({"__metadata__": {"format": "pt", "minisd": json.dumps(self.manifest)}, **self._header}).encode()
-                    header += b" " * (-len(header) % 8)
-                    file.write(len(header).to_bytes(8, "little") + header)
-                    self._data.seek(0)
+            if self._data and self._end >= 16 * GAP and len(self._header_bytes()) <= GAP:
+                self._data.seek(0)
+                self._write(memoryview(self._header_bytes(GAP)))
+                self._data.close()
+                part = self._part
+            elif self._data:
+                with open(part, "wb") as file:
+                    file.write(self._header_bytes())
+                    self._data.seek(GAP)
                     shutil.copyfileobj(self._data, file, 1 << 20)
-                else:
-                    file.write(json.dumps(self.manifest, indent=1).encode())
+            else:
+                part.write_text(json.dumps(self.manifest, indent=1))
             os.replace(part, path)
         except OSError as error:
             part.unlink(missing_ok=True)
             raise self._unwritable(error, path) from None
+
+    def _header_bytes(self, size: int = 0) -> bytes:
+        """The header of a safetensors file with its length in front, filled up to a multiple of 8, or to `size` bytes."""
+        text = json.dumps({"__metadata__": {"format": "pt", "minisd": json.dumps(self.manifest)}, **self._header}).encode()
+        text = text.ljust(max(size - 8, len(text) + -len(text) % 8))
+        return len(text).to_bytes(8, "little") + text
 
     def table(self) -> str:
         return table(self.rows)
@@ -183,7 +185,14 @@ class Recorder:
 
 def _official(x: np.ndarray, kind: str) -> np.ndarray:
     """In diffusers' layout: images [B, C, H, W]. What is no image stays as it is."""
-    return np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 and kind != "tap" else x)
+    if x.ndim != 4 or kind == "tap":
+        return np.ascontiguousarray(x)
+    B, H, W, C = x.shape
+    y = np.empty((B, C, H * W), dtype=x.dtype)
+    for pixels, planes in zip(x.reshape(B, H * W, C), y):
+        for part in blocks(H * W, 64):  # 64 pixels at a time stay in the cache: twice as fast as one transposition
+            planes[:, part] = pixels[part].T
+    return y.reshape(B, C, H, W)
 
 
 def _official_shape(x: np.ndarray, kind: str) -> list:

@@ -141,14 +141,9 @@ def check(golden: Golden, path: str, dtypes: tuple = ("float32", "float64")):
         assert [y.shape for y in ours] == record.shapes, f"{name}: shapes {[y.shape for y in ours]}, torch's are {record.shapes}"
         for y, keep, truth, plain in zip(ours, record.positions, record.truth, record.plain):
             if dtype == "float32":
-                assert_faithful(y.ravel()[keep], truth, plain, name=name, factor=allowed(y.size))
+                assert_faithful(y.ravel()[keep], truth, plain, name=name)
             else:
                 assert_close_f64(y.ravel()[keep], truth, name=name)
-
-
-def allowed(size: int) -> float:
-    """Twice torch's error, the project's rule; three times for small outputs, where the largest of a few errors is a matter of luck."""
-    return 2.0 if size >= 400 else 3.0
 
 
 def cast(x, dtype: str):

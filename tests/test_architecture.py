@@ -28,15 +28,17 @@ MAY_IMPORT = {
     "errors": set(),
     "blas": set(),  # imported before NumPy
     "backend": {"errors"},
-    "params": {"errors"},
+    "resident": {"ops"},  # widens its blocks on the workers of the ops
+    "params": {"errors", "resident"},
     "config": {"errors"},
     "rng": {"errors"},
     "tokenizer": {"errors"},
     "tracing": {"tracefile", "backend", "errors"},
-    "tracefile": {"checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
+    "statistics": {"ops"},  # its threads
+    "tracefile": {"statistics", "ops", "checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
     "ops": {"blas", "backend", "errors"},  # knows no config
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
-    "checkpoint": {"config", "params", "backend", "errors"},
+    "checkpoint": {"config", "params", "resident", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
     "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
@@ -51,18 +53,21 @@ MAY_IMPORT = {
     "inpaint": {"pipeline", "image_input", "request", "rng", "errors"},
     "edit": {"pipeline", "img2img", "inpaint", "image_input", "request", "schedulers", "errors"},  # -i and --mask of the command line
     "teacher": {"models", "layers", "ops", "config", "params", "backend", "errors"},
-    "compare": {"teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
+    "measures": set(),
+    "compare": {"measures", "teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
-    "commands": {"viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile", "tracing", "image", "request", "ops", "rng",
-                 "blas", "backend", "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
-    "cli": {"commands", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image", "request", "ops", "rng", "tracing",
-            "errors", "__version__", "adapters", "prompts", "tokenizer"},  # fmt: skip
+    "onnx_suite": {"ops"},
+    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
+                 "tracing", "image", "request", "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
+    "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
+            "request", "ops", "rng", "tracing", "errors", "__version__"},  # fmt: skip
     "prompt_weights": {"errors"},
     "prompts": {"prompt_weights", "backend", "errors"},
     "__main__": {"cli"},
     "__init__": set(),  # its public names are loaded when they are first used
 }
 THIRD_PARTY = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL", "click", "tqdm", "imageio_ffmpeg"}
+ONNX = "minisd/onnx_suite/"  # the one place that may need the `test` extra
 LAZY = {"huggingface_hub", "PIL", "tokenizers", "imageio_ffmpeg"}  # imported inside the functions that need them
 CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
@@ -108,6 +113,8 @@ def test_third_parties_are_the_declared_ones(path):
         top = name.partition(".")[0]
         if top in ("cupy", "cupyx"):
             assert str(path.relative_to(ROOT)).startswith(tuple(CUPY)), f"{path.name}:{line} imports {name}"
+        elif top == "onnx":
+            assert str(path.relative_to(ROOT)).startswith(ONNX), f"{path.name}:{line} imports {name}"
         elif top not in ("minisd", *sys.stdlib_module_names):
             assert top in THIRD_PARTY, f"{path.name}:{line} imports {name}"
             assert inside or top not in LAZY, f"{path.name}:{line} imports {name} for everyone; import it inside the function"
@@ -213,6 +220,10 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/ops/cpu/__init__.py": "only imports its rungs",
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
+    "minisd/onnx_suite/__init__.py": "empty",
+    "minisd/teacher/__init__.py": "only names",
+    "minisd/teacher/layers.py": "tests/layers compute each of its functions on golden inputs, tests/teacher/test_replay.py on our own",
+    "minisd/teacher/models.py": "the same, tests/models",
     "minisd/models/__init__.py": "only names",
     "minisd/adapters/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",

@@ -52,6 +52,15 @@ def test_the_picture_is_diffusers_picture(capsys):
     assert difference.max() <= 1
 
 
+def test_weights_kept_as_float16_make_the_same_picture(capsys):
+    for name, options in (("plain.png", ()), ("kept.png", ("--resident", "float16"))):
+        assert run(capsys, PROMPT, *FAST, "-o", name, *options)[0] == 0
+    with Image.open("plain.png") as plain, Image.open("kept.png") as kept:
+        np.testing.assert_array_equal(np.asarray(plain), np.asarray(kept))
+    code, _, err = run(capsys, PROMPT, *FAST, "--resident", "float16", "--dtype", "float64")
+    assert code == 2 and "do not go with" in err
+
+
 def test_the_recipe_in_the_png_makes_the_same_picture_again(capsys):
     run(capsys, PROMPT, "--steps", "3", "--cfg-scale", "4", "--scheduler", "ddim", "--eta", "0.5", "-n", "red", "-o", "first.png")
     r = image.read_recipe("first.png")

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from minisd import AutoencoderKL, UNet2DConditionModel, diff, ops, trace
-from minisd.compare import official_layer, own_budget
+from minisd.checkpoint.names import from_ldm
+from minisd.compare import official_layers, own_budget
 from minisd.errors import MinisdError, UsageError
 from minisd.layers import attention, basic, timestep
 from minisd.models import unet as unet_module
+from minisd.tracefile import TraceFile
 from minisd.tracing import layer
 
+from .checkpoint.test_names import LDM
 from .tiny_models import CONFIGS, build, make_inputs
 
 REFERENCE_RUNGS = dict.fromkeys(("attention", "conv2d", "geglu", "group_norm", "layer_norm", "linear", "silu"), "reference")
@@ -276,6 +279,9 @@ def test_rtol_and_atol_take_the_place_of_the_budgets(tmp_path):
 
 
 def test_names_of_other_versions_meet(tmp_path):
+    def official_layer(name):
+        return official_layers({name})[name]
+
     assert official_layer("text_encoder.encoder.layers.0.mlp") == "text_encoder.text_model.encoder.layers.0.mlp"
     assert official_layer("text_encoder.embeddings") == "text_encoder.text_model.embeddings"
     assert official_layer("text_encoder.text_model.encoder") == "text_encoder.text_model.encoder"
@@ -288,6 +294,35 @@ def test_names_of_other_versions_meet(tmp_path):
     result = diff(a, b)
     assert [row.name for row in result.rows] == ["text_encoder.text_model.final_layer_norm"]
     assert (result.only_ours, result.only_ref) == (["only.mine"], ["only.theirs"])
+
+
+FOUR_LEVELS = {
+    "unet_sd1": dict(block_out_channels=(6, 6, 12, 12), norm_num_groups=3, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+                     up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3),
+    "vae": dict(block_out_channels=(6, 6, 12, 12), norm_num_groups=3, down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, layer", [("unet_sd1", "unet.up_blocks.0.upsamplers.0.conv"), ("vae", "vae.decoder.mid_block.attentions.0.to_q")])
+def test_names_of_ldm_meet_ours(name, layer, tmp_path):
+    """A trace of the original code, whose VAE attends with 1×1 convolutions of images, is compared, and a planted error is named."""
+    model = build(name, {**CONFIGS[name], **FOUR_LEVELS[name]})
+    inputs = make_inputs(name, size=(8, 8) if name == "unet_sd1" else (16, 24), batch=1)
+    inputs = {**inputs, "z": inputs["z"][..., :2, :3]} if "z" in inputs else inputs
+    ours = TraceFile(record(model, inputs, tmp_path / "ours.safetensors"))
+    ldm = {targets[0].removesuffix(".weight"): key.removesuffix(".weight") for key, targets in from_ldm(LDM["ldm_sd1"]).items() if targets}
+    theirs = {ldm[row["key"]]: ours[row["key"]] for row in ours.rows if row["key"] in ldm}
+    modules = {tensor.rpartition(".")[0] for tensor, _ in model.params.items()}
+    assert len(theirs) == len(modules), "every module with weights"
+    for key, y in theirs.items():
+        if ".attn_1." in key and y.ndim == 3:
+            H, W = theirs[key.partition("attn_1")[0] + "block_1.conv1"].shape[2:]
+            theirs[key] = np.ascontiguousarray(y.swapaxes(1, 2)).reshape(1, -1, H, W)
+    result = diff(ours.path, save(tmp_path / "ldm.safetensors", **theirs))
+    assert result.same and len(result.rows) == len(theirs) and not result.only_ref, str(result)
+    theirs[ldm[layer]] = theirs[ldm[layer]] * np.float32(1.01)
+    assert diff(ours.path, save(tmp_path / "wrong.safetensors", **theirs)).first_divergence().name == layer
 
 
 def test_what_cannot_be_compared_is_refused(case, tmp_path):

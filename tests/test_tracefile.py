@@ -9,7 +9,7 @@ import pytest
 
 from minisd.errors import MinisdError, ModelFileError, ResourceError, UsageError
 from minisd.params import Params
-from minisd.tracefile import Recorder, TraceFile, key, read_manifest, split_key, statistics, table
+from minisd.tracefile import Recorder, TraceFile, key, read_manifest, split_key, table
 from minisd.tracing import Event, layer, tap, trace
 
 P = Params.from_state_dict({"conv.weight": np.ones((5, 4, 3, 3), "float32"), "block.w": np.float32(2)}, path="net")
@@ -62,6 +62,20 @@ def test_other_programs_can_read_it(tmp_path):
     assert {name: (y.shape, y.dtype.name) for name, y in arrays.items()} == {
         "net.conv": ((1, 4, 2, 3), "float32"), "net.conv@1": ((5,), "float64"), "net.conv@2": ((0, 3), "float32"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("gap, once", [(1 << 11, True), (1 << 6, False), (1 << 24, False)], ids=["large", "header too long", "small"])
+def test_the_arrays_of_a_large_trace_are_written_once(tmp_path, monkeypatch, gap, once):
+    """Its header is put into a gap in front of them; where it does not fit, or the trace is small, they are copied behind it."""
+    copied = []
+    monkeypatch.setattr("minisd.tracefile.GAP", gap)
+    monkeypatch.setattr("minisd.tracefile.shutil.copyfileobj", lambda a, b, size: copied.append(b.write(a.read())))
+    x = np.random.RandomState(0).standard_normal((2, 9, 11, 130)).astype("float32")
+    with trace(to=tmp_path / "run.safetensors"):
+        conv2d(P.conv, x)
+    assert bool(copied) is not once and os.listdir(tmp_path) == ["run.safetensors"]
+    np.testing.assert_array_equal(TraceFile(tmp_path / "run.safetensors")["net.conv"], 3 * x.transpose(0, 3, 1, 2))
+    assert once == ((tmp_path / "run.safetensors").stat().st_size == gap + x.nbytes)
 
 
 def test_inputs_are_kept_once_and_as_they_were_before_the_call(tmp_path):
@@ -143,24 +157,14 @@ def test_a_full_disk_is_our_error(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("size", [0, 1, 5, 1 << 16, (1 << 16) + 7])
-def test_statistics_are_numpys(size):
-    x = (1e3 + np.random.RandomState(size).standard_normal(size)).astype("float32")
-    s = statistics(x)
-    if size:
-        exact = x.astype("float64")
-        assert (s["min"], s["max"]) == (exact.min(), exact.max())
-        assert s["mean"] == pytest.approx(exact.mean(), rel=1e-12) and s["std"] == pytest.approx(exact.std(), rel=1e-6, abs=1e-7)
-    else:
-        assert s == {"min": None, "max": None, "mean": 0.0, "std": 0.0, "nan": 0, "inf": 0}
-
-
-def test_statistics_count_what_is_not_finite():
-    x = np.array([1.0, np.nan, 3.0, np.inf, -np.inf, np.nan, np.nan], dtype="float32")
-    assert statistics(x) == {"min": 1.0, "max": 3.0, "mean": 2.0, "std": 1.0, "nan": 3, "inf": 2}
-    nothing = statistics(x[[1, 3]])
-    assert (nothing["min"], nothing["max"], nothing["nan"], nothing["inf"]) == (None, None, 1, 1)
-    json.dumps(nothing, allow_nan=False)
+def test_a_block_that_hands_on_an_array_is_measured_once(monkeypatch):
+    """attn1 returns what its to_out returned; an equal array elsewhere is another one."""
+    measured = []
+    monkeypatch.setattr("minisd.tracefile.statistics", lambda y: measured.append(y.sum()) or {"min": 0.0})
+    recorder, y = Recorder(), image(3)
+    for array in (y, y, y.copy(), y):
+        recorder(Event("a", "linear", (), array, 0.0))
+    assert len(measured) == 3 and [row["min"] for row in recorder.rows] == [0.0] * 4
 
 
 def test_keys():

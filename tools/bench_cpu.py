@@ -1,9 +1,11 @@
 """minisd beside torch on the same cores: full-size Stable Diffusion 1.5 with random weights, interleaved in one process.
 
-    python tools/bench_cpu.py                          # all parts but `picture`; about an hour on two cores, most of it float64 (--no-float64)
-    python tools/bench_cpu.py unet vae_decode --rounds 5
-    python tools/bench_cpu.py picture                  # twenty steps, end to end
+    python tools/bench_cpu.py                          # every part, one after the other; `--plan` says how long each takes
+    python tools/bench_cpu.py --resume                 # the same, without the parts that this machine has measured already
+    python tools/bench_cpu.py unet vae_decode --rounds 3 --variants "torch fp32"
     python tools/bench_cpu.py --tables                 # only writes the tables in docs/ again from docs/bench_cpu.json
+
+Timings need a quiet machine: text, vae_encode, vae_decode, unet, picture, conv, ops. The others do not: errors_…, memory.
 
 Every contestant runs once per round, one after the other, so that a busy moment of the machine hits all of them; the first round warms
 up and is dropped; medians are reported. Results are kept after every part: an interrupted run loses only the part it was in. No
@@ -25,19 +27,20 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from minisd import blas  # noqa: E402  before NumPy
 
 blas.choose_kernel()
 
-RESULTS, CPU_PAGE, CONV_PAGE = (ROOT / "docs" / name for name in ("bench_cpu.json", "cpu.md", "conv.md"))
-PARTS = ("text", "vae_encode", "vae_decode", "unet", "picture", "memory", "conv")
-TITLES = {
-    "text": "text encoder, 2 × 77 tokens", "vae_encode": "VAE encode, 512 × 512", "vae_decode": "VAE decode, 512 × 512",
-    "unet": "UNet step, batch 2, 64 × 64", "picture": "20-step picture, 512 × 512",
+RESULTS = ROOT / "docs" / "bench_cpu.json"
+MODELS = ("text", "vae_encode", "vae_decode", "unet")
+MINUTES = {  # on two Zen 3 cores that nobody else uses, five rounds, all variants that such a machine has
+    "text": 0.5, "vae_encode": 3, "vae_decode": 6, "unet": 7, "picture": 8, "conv": 5, "ops": 2,
+    "errors_text": 0.5, "errors_vae_encode": 4, "errors_vae_decode": 6, "errors_unet": 5, "memory": 6,
 }  # fmt: skip
-VARIANTS = ("torch fp32", "torch channels_last", "torch bf16")
+VARIANTS = ("minisd exact", "torch fp32", "torch channels_last", "torch bf16")
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # without such instructions torch computes bfloat16 in float32, slower than float32
 
 
 # ----- the models ----------------------------------------------------------------------------------------------------------
@@ -84,6 +87,8 @@ def contestants(model, variants) -> dict:
 
     made = {}
     for name in variants:
+        if name == "minisd exact":
+            continue
         if name == "torch fp32":
             made[name] = model
         elif name == "torch channels_last":
@@ -132,7 +137,7 @@ def calls(part: str, variants):
         with ops.using(profile="exact"):
             return call(*inputs)
 
-    made = {"minisd": lambda: call(*inputs), "minisd exact": exact}
+    made = {"minisd": lambda: call(*inputs), **({"minisd exact": exact} if "minisd exact" in variants else {})}
     made.update({name: torch_call(m) for name, m in contestants(model, variants).items()})
     return made, lambda: torch_call(model.double())()
 
@@ -140,10 +145,10 @@ def calls(part: str, variants):
 # ----- the parts -----------------------------------------------------------------------------------------------------------
 
 
-def interleave(made: dict, rounds: int) -> tuple[dict, dict]:
-    """Seconds of wall clock, a list a contestant, without the first round; and their last results."""
+def interleave(made: dict, rounds: int, warm: bool = True) -> tuple[dict, dict]:
+    """Seconds of wall clock, a list a contestant, without the first round if it is to warm up; and their last results."""
     seconds, results = {name: [] for name in made}, {}
-    for i in range(rounds + 1):
+    for i in range(0 if warm else 1, rounds + 1):
         for name, call in made.items():
             gc.collect()
             start = time.perf_counter()
@@ -155,18 +160,25 @@ def interleave(made: dict, rounds: int) -> tuple[dict, dict]:
     return seconds, results
 
 
-def time_part(part: str, options) -> dict:
+def time_model(part: str, options) -> dict:
+    made, _ = calls(part, options.variants)
+    seconds, _ = interleave(made, options.rounds)
+    return {"seconds": seconds}
+
+
+def measure_errors(part: str, options) -> dict:
+    """Relative L2 error of one call to torch's float64."""
     import numpy as np
 
-    made, truth = calls(part, options.variants)
-    seconds, results = interleave(made, options.rounds)
-    entry = {"seconds": seconds}
-    if options.float64:
-        made.clear()
-        gc.collect()
-        exact = truth()
-        entry["relative_l2_to_float64"] = {name: float(np.linalg.norm(y - exact) / np.linalg.norm(exact)) for name, y in results.items()}
-    return entry
+    made, truth = calls(part, [name for name in VARIANTS if name != "torch channels_last"])
+    results = {}
+    for name, call in made.items():
+        results[name] = call()
+        print(f"  {name}", flush=True)
+    made.clear()
+    gc.collect()
+    exact = truth()
+    return {name: float(np.linalg.norm(y - exact) / np.linalg.norm(exact)) for name, y in results.items()}
 
 
 def time_picture(options) -> dict:
@@ -205,9 +217,9 @@ def time_picture(options) -> dict:
         return go
 
     made = {"minisd": our_picture}
-    for name in options.variants:
+    for name in (name for name in options.variants if name != "minisd exact"):
         made[name] = torch_picture({part: contestants(m, [name])[name] for part, m in parts.items()})
-    seconds, results = interleave(made, max(1, options.rounds // 3))
+    seconds, results = interleave(made, 1, warm=False)  # the first of twenty steps is warming up enough
     difference = np.abs(np.round(results["minisd"] * 255.0) - np.round(results["torch fp32"] * 255.0)) if "torch fp32" in results else np.zeros(1)
     return {"seconds": seconds, "uint8": {"largest difference": int(difference.max()), "pixels that differ": float((difference > 0).mean())}}
 
@@ -215,15 +227,16 @@ def time_picture(options) -> dict:
 CHILD = """
 import sys; sys.path.insert(0, {root!r})
 which, part, folder = sys.argv[1:]
-if which == "minisd":
+if which.startswith("minisd"):
     from minisd import blas; blas.choose_kernel()
     import numpy as np
     from minisd.models import AutoencoderKL, UNet2DConditionModel
+    resident = "float16" if which.endswith("float16") else None
     if part == "unet":
-        model = UNet2DConditionModel.from_pretrained(folder)
+        model = UNet2DConditionModel.from_pretrained(folder, resident=resident)
         model(np.ones((2, 4, 64, 64), "float32"), 500, np.ones((2, 77, 768), "float32"))
     else:
-        AutoencoderKL.from_pretrained(folder).decode(np.ones((1, 4, 64, 64), "float32"))
+        AutoencoderKL.from_pretrained(folder, resident=resident).decode(np.ones((1, 4, 64, 64), "float32"))
 else:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -243,81 +256,21 @@ print({{key: int(status.split(key + ":")[1].split()[0]) * 1024 for key in ("VmHW
 
 
 def measure_memory(options) -> dict:
-    """Peak resident memory (VmHWM, with pages of the mapped file) of loading and one call, each in a process of its own."""
+    """Peak resident memory (VmHWM, with pages of mapped files) of loading float16 files and one call, each in a process of its own."""
     entry = {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         for part in ("unet", "vae"):
             folder = Path(scratch) / part
-            torch_model(part).save_pretrained(folder)
+            torch_model(part).half().save_pretrained(folder)
             gc.collect()
-            for which in ("minisd", *options.variants):
+            for which in ("minisd", "minisd, resident float16", *(name for name in options.variants if name.startswith("torch"))):
                 command = [sys.executable, "-c", CHILD.format(root=str(ROOT)), which, part, str(folder)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise SystemExit(done.stderr)
                 entry.setdefault(part, {})[which] = json.loads(done.stdout.strip().splitlines()[-1].replace("'", '"'))
-                print(f"  {part} {which:<20} {entry[part][which]['VmHWM'] / 1e9:.2f} GB", flush=True)
+                print(f"  {part} {which:<26} {entry[part][which]['VmHWM'] / 1e9:.2f} GB", flush=True)
     return entry
-
-
-CONV_SHAPES = (
-    (2, 64, 320, 320), (2, 32, 640, 640), (2, 16, 1280, 1280), (2, 8, 1280, 1280), (1, 128, 512, 512), (1, 256, 256, 256), (1, 512, 128, 128),
-)  # fmt: skip
-UPSAMPLE_SHAPES = ((2, 16, 1280, 1280), (2, 32, 640, 640), (1, 256, 256, 256))
-
-
-def ladder_of_convolutions(options) -> dict:
-    """Every rung of conv2d and upsample_conv2d that takes a shape: seconds, and relative L2 error of a part of it to float64."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    from minisd import ops
-    from minisd.errors import UsageError
-
-    random, entry = np.random.RandomState(0), {}
-    for op, shapes in (("conv2d", CONV_SHAPES), ("upsample_conv2d", UPSAMPLE_SHAPES)):
-        for B, side, C, C_out in shapes:
-            x, b = random.randn(B, side, side, C).astype("float32"), random.randn(C_out).astype("float32")
-            w = (random.randn(3, 3, C, C_out) / (9 * C) ** 0.5).astype("float32").transpose(3, 2, 0, 1)  # as a loaded weight lies in memory
-            xt, wt, bt = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(w.copy(order="C")), torch.from_numpy(b)
-            up = (lambda t: t) if op == "conv2d" else (lambda t: F.interpolate(t, scale_factor=2.0, mode="nearest"))
-            made = {"torch fp32": lambda: F.conv2d(up(xt), wt, bt, padding=1)}
-            last = xt.to(memory_format=torch.channels_last), wt.to(memory_format=torch.channels_last)
-            made["torch channels_last"] = lambda: F.conv2d(up(last[0]), last[1], bt, padding=1)
-            kwargs = dict(padding=1) if op == "conv2d" else dict(size=(2 * side, 2 * side))
-            for rung in ops.RUNGS[op]:
-                if op == "conv2d" and rung.name == "reference":
-                    continue  # the nine shifted products are for reading
-
-                def call(rung=rung):
-                    with ops.using(**{op: rung.name}):
-                        return getattr(ops, op)(x, w, b, **kwargs)
-
-                try:
-                    call()
-                except UsageError:
-                    continue
-                made[rung.name] = call
-            print(f" {op} {B} × {side}² {C} → {C_out}", flush=True)
-            with torch.inference_mode():
-                seconds, results = interleave(made, options.rounds)
-                some = slice(0, min(C_out, 16))  # float64 for a few output channels
-                truth = F.conv2d(up(xt.double()), wt[some].double(), bt[some].double(), padding=1).numpy()
-            scale = 1 if op == "conv2d" else 4
-            entry[f"{op} {B} {side} {C} {C_out}"] = {
-                "gflop": 18e-9 * scale * B * side * side * C * C_out,
-                "seconds": seconds,
-                "relative_l2_to_float64": {
-                    name: float(np.linalg.norm(_nchw(y)[:, some] - truth) / np.linalg.norm(truth)) for name, y in results.items()
-                },
-            }
-    return entry
-
-
-def _nchw(y):
-    return y.transpose(0, 3, 1, 2) if hasattr(y, "ctypes") else y.numpy()
-
-
-# ----- the report ----------------------------------------------------------------------------------------------------------
 
 
 def environment(options) -> dict:
@@ -327,7 +280,7 @@ def environment(options) -> dict:
 
     text = Path("/proc/cpuinfo").read_text()
     field = {key: re.search(rf"{key}\s*: (.*)", text).group(1) for key in ("model name", "cpu family", "model")}
-    flags = re.search(r"flags\s*: (.*)", text).group(1).split()
+    flags = cpu_flags()
     return {
         "cpu": f"{field['model name']} (family {field['cpu family']}, model {field['model']})", "threads": options.threads,
         "flags": sorted(f for f in flags if f.startswith(("avx", "fma", "amx"))), "blas_kernel": blas.kernel(), "numpy": np.__version__,
@@ -336,83 +289,59 @@ def environment(options) -> dict:
     }  # fmt: skip
 
 
-def median(entry, name):
-    return statistics.median(entry["seconds"][name]) if entry["seconds"].get(name) else None
+def cpu_flags() -> list[str]:
+    return re.search(r"flags\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1).split()
 
 
-def cpu_tables(data: dict) -> str:
-    e = data["environment"]
-    lines = [
-        f"{e['cpu']}, {e['threads']} threads, NumPy {e['numpy']} with OpenBLAS kernel {e['blas_kernel']}, torch {e['torch']}, {e['date']}; "
-        f"load average {e['load_average_at_start']:.1f} before the run.",
-        "",
-        "| seconds (median) | minisd | torch fp32 | channels_last | bf16 | fp32 / minisd | bf16 / minisd |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for part, title in TITLES.items():
-        if part in data:
-            ours, *torch = (median(data[part], name) for name in ("minisd", *VARIANTS))
-            cells = [f"{t:.2f}" if t else "–" for t in torch]
-            ratios = [f"**{t / ours:.2f}×**" if t else "–" for t in (torch[0], torch[2])]
-            lines.append(f"| {title} | {ours:.2f} | {' | '.join(cells)} | {' | '.join(ratios)} |")
-    measured = [(title, data[part]["relative_l2_to_float64"]) for part, title in TITLES.items() if data.get(part, {}).get("relative_l2_to_float64")]
-    if measured:
-        lines += ["", "| relative L2 error to float64 | minisd | minisd exact | torch fp32 | bf16 |", "|---|---|---|---|---|"]
-    for title, errors in measured:
-        cells = [f"{errors[n]:.1e}" if n in errors else "–" for n in ("minisd", "minisd exact", "torch fp32", "torch bf16")]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    if "memory" in data:
-        lines += ["", "| peak memory, GB (VmHWM) | minisd | torch fp32 | channels_last | bf16 |", "|---|---|---|---|---|"]
-        for part, title in (("unet", "UNet, load and one step"), ("vae", "VAE, load and one decode")):
-            cells = [f"{data['memory'][part][n]['VmHWM'] / 1e9:.2f}" if n in data["memory"][part] else "–" for n in ("minisd", *VARIANTS)]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def same_machine(a: dict, b: dict) -> bool:
+    """Whether two environments differ in nothing but the day and the load."""
+    return all(a.get(key) == b[key] for key in b if key not in ("date", "load_average_at_start"))
 
 
-def conv_tables(data: dict) -> str:
-    lines = ["| shape | rung | ms | GFLOP/s of the direct sum | error to float64 |", "|---|---|---|---|---|"]
-    for key, entry in data.get("conv", {}).items():
-        op, B, side, C, C_out = key.split()
-        shape = f"{B} × {side}² {C} → {C_out}" + (" doubled" if op == "upsample_conv2d" else "")
-        for name in entry["seconds"]:
-            t = median(entry, name)
-            lines.append(f"| {shape} | {name} | {1e3 * t:.1f} | {entry['gflop'] / t:.0f} | {entry['relative_l2_to_float64'][name]:.1e} |")
-            shape = ""
-    return "\n".join(lines)
+def measure(part: str, options) -> dict:
+    import bench_cpu_ladders as ladders
 
-
-def write_tables(data: dict):
-    for page, mark, text in ((CPU_PAGE, "cpu", cpu_tables(data)), (CONV_PAGE, "conv", conv_tables(data))):
-        if page.exists():
-            between = rf"(<!-- bench:{mark} -->\n).*?(<!-- /bench:{mark} -->)"
-            page.write_text(re.sub(between, lambda m: f"{m[1]}{text}\n{m[2]}", page.read_text("utf-8"), flags=re.S), "utf-8")
+    if part.startswith("errors_"):
+        return {"relative_l2_to_float64": measure_errors(part.removeprefix("errors_"), options)}
+    if part in MODELS:
+        return time_model(part, options)
+    return {"picture": time_picture, "memory": measure_memory, "conv": ladders.convolutions, "ops": ladders.others}[part](options)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all but picture")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(MINUTES)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--no-float64", dest="float64", action="store_false", help="leave out the errors: the truth takes minutes and 7 GB")
-    parser.add_argument("--scratch", help="folder for 4 GB of temporary weights")
+    natural = [name for name in VARIANTS if name != "torch bf16" or BFLOAT16 & set(cpu_flags())]
+    parser.add_argument("--variants", nargs="*", default=natural, choices=VARIANTS, help="beside minisd itself; default: bf16 only where the processor has it")
+    parser.add_argument("--scratch", help="folder for 2 GB of temporary weights")
+    parser.add_argument("--resume", action="store_true", help="leave out the parts that were measured on this machine with these versions")
+    parser.add_argument("--plan", action="store_true", help="only say how long each part takes")
     parser.add_argument("--tables", action="store_true", help="only write the tables again")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
+    if unknown := set(options.parts) - set(MINUTES):
         parser.error(f"no part is called {', '.join(unknown)}")
+    parts = options.parts or list(MINUTES)
+    if options.plan:
+        print(*(f"{part:<20} {MINUTES[part]:g} minutes" for part in parts), f"together {sum(MINUTES[p] for p in parts):g} minutes", sep="\n")
+        return
     data = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not options.tables:
         os.environ["OPENBLAS_NUM_THREADS"] = str(options.threads)
         import torch
 
         torch.set_num_threads(options.threads)
-        data["environment"] = environment(options)
-        special = {"picture": time_picture, "memory": measure_memory, "conv": ladder_of_convolutions}
-        for part in options.parts or [p for p in PARTS if p != "picture"]:
-            print(part, flush=True)
-            data[part] = special[part](options) if part in special else time_part(part, options)
+        for part in parts:
+            here = environment(options)
+            if options.resume and part in data and same_machine(data[part].get("environment", {}), here):
+                continue
+            print(f"{part} (about {MINUTES[part]:g} minutes)", flush=True)
+            data[part] = {**measure(part, options), "environment": here}
             RESULTS.write_text(json.dumps(data, indent=1) + "\n")
             gc.collect()
+    from bench_cpu_report import write_tables
+
     write_tables(data)
 
 

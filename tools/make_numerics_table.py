@@ -1,9 +1,11 @@
-"""Writes the closeness table of docs/numerics.md: every layer kind, ours and torch's float32 against float64.
+"""Writes the closeness tables of docs/numerics.md: every layer kind, ours and torch's float32 against float64.
 
-    python tools/make_numerics_table.py            rewrites what stands between the markers
-    python tools/make_numerics_table.py --check    only says whether it would change, by the kinds and counts, not by the last digit
+    python tools/make_numerics_table.py                rewrites the table of the small models between its markers
+    python tools/make_numerics_table.py --check        only says whether it would change, by the kinds and counts, not by the last digit
+    python tools/make_numerics_table.py --full-size    runs the UNet of SD 1.5 with random weights, and rewrites the other table
 
-Needs no torch: the golden files hold torch's float32 results and the float64 truth, on the inputs that every module was given.
+The first needs no torch: the golden files hold torch's float32 results and the float64 truth, on the inputs that every module was given.
+--full-size needs the `reference` extra, 10 GB of memory and some ten minutes of one core.
 """
 
 import re
@@ -23,6 +25,8 @@ from tests.tiny_models import CONFIGS  # noqa: E402
 
 PAGE = ROOT / "docs" / "numerics.md"
 BEGIN, END = "<!-- closeness: by tools/make_numerics_table.py -->\n", "<!-- /closeness -->"
+FULL_BEGIN, FULL_END = "<!-- full size: by tools/make_numerics_table.py --full-size -->\n", "<!-- /full size -->"
+FULL_HEAD = "| layer | modules | torch | exact | r median | r largest | fast | r median | r largest |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
 HEAD = "| layer | modules | ours | torch | r median | r largest | budget |\n|---|---:|---:|---:|---:|---:|---:|\n"
 
 
@@ -56,17 +60,47 @@ def line(kind: str, pairs: list) -> str:
     return f"| {kind} | {len(pairs)} | {np.median(ours):.1e} | {np.median(torch):.1e} | {r[0]} | {r[1]} | {budget.max():.1e} |\n"
 
 
+def measured_at_full_size() -> list:
+    """The Closeness of every module of the UNet of SD 1.5, on one picture of 64×64 latents; weights as diffusers draws them."""
+    import torch
+
+    from tests.reference.closeness import stream
+    from tools.bench_cpu import our_model, torch_model
+
+    torch.set_num_threads(1)
+    reference = torch_model("unet")
+    given = torch.Generator().manual_seed(1)
+    sample, context = torch.randn((1, 4, 64, 64), generator=given), torch.randn((1, 77, 768), generator=given)
+    return stream(reference, our_model(reference, "unet"), lambda: reference(sample, 500, context))
+
+
+def full_size_table(rows: list) -> str:
+    """A line a kind, by name; the last line is all modules."""
+    groups = [(kind, [row for row in rows if row.kind == kind]) for kind in sorted({row.kind for row in rows})]
+    return FULL_HEAD + "".join(full_size_line(kind, members) for kind, members in [*groups, ("**all**", rows)])
+
+
+def full_size_line(kind: str, rows: list) -> str:
+    cells = [kind, str(len(rows)), f"{np.median([row.torch for row in rows]):.1e}"]
+    for profile in ("exact", "fast"):
+        ratios = [row.ratio[profile] for row in rows]
+        cells += [f"{np.median([row.ours[profile] for row in rows]):.1e}", f"{np.median(ratios):.2f}", f"{max(ratios):.2f}"]
+    return f"| {' | '.join(cells)} |\n"
+
+
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if the table is of other kinds or counts.")
-def main(check):
-    """Rewrites the table of docs/numerics.md."""
+@click.option("--full-size", is_flag=True, help="The table of the UNet of SD 1.5 instead; needs torch and 10 GB.")
+def main(check, full_size):
+    """Rewrites a table of docs/numerics.md."""
+    begin, end = (FULL_BEGIN, FULL_END) if full_size else (BEGIN, END)
     text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    old, after = rest.split(END)
-    new = table(measured())
+    before, rest = text.split(begin)
+    old, after = rest.split(end)
+    new = full_size_table(measured_at_full_size()) if full_size else table(measured())
     if check:
         sys.exit(0 if kinds(old) == kinds(new) else "docs/numerics.md is out of date: run tools/make_numerics_table.py")
-    PAGE.write_text(f"{before}{BEGIN}{new}{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{begin}{new}{end}{after}", encoding="utf-8")
     click.echo(f"{PAGE}: {len(kinds(new))} kinds", err=True)
 
 

@@ -56,6 +56,7 @@ def load_component(
     dtype: str = "float32",
     variant: str | None = None,
     allow_nonfinite: bool = False,
+    resident: str | None = None,
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
@@ -63,6 +64,7 @@ def load_component(
     subfolder: where the component is, if not under its own name        dtype: "float32" or "float64"
     variant: "fp16" asks for those files; without it they are read only where there are no others
     allow_nonfinite: NaN weights are reported instead of refused, to study them
+    resident: "float16" keeps the weights in memory as float16, where that changes no number
     """
     root = folder_of(folder, variant)
     home = locate(root, component, subfolder)
@@ -74,7 +76,7 @@ def load_component(
         log.warning("%s", note)
     files = _files_of_index(root, home / file) if file.endswith(".json") else [file]
     stored = [tensor for name in files for tensor in read_header(inside(root, home / name)).values()]
-    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, source=str(home / file))
+    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(home / file))
     params, report = assemble(stored, component, config, **options)
     report.files = files
     log.info("%s", report.headline)

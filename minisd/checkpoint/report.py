@@ -14,6 +14,7 @@ FLOATS = {
 class LoadReport:
     """`str()` is for people, `to_dict()` for --json.
 
+    resident: "float16" where matrices and kernels stay so in memory
     files: names of the files read        tensors, bytes: how many there are in memory now, in `dtype`
     source_dtypes: {"F16": 686}, how they were stored        renamed: {reason: {name in the file: official name}}
     dropped: {reason: names left out on purpose}        missing, unexpected: names, compared with the config
@@ -31,6 +32,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     nonfinite: dict[str, int] = field(default_factory=dict)
+    resident: str | None = None
 
     @property
     def cast(self) -> dict[str, int]:
@@ -41,9 +43,8 @@ class LoadReport:
     def headline(self) -> str:
         files = ", ".join(self.files) or "memory"
         stored = ", ".join(self.source_dtypes)
-        return (
-            f"{self.component}: {self.tensors:,} tensors, {in_bytes(self.bytes)} from {files} ({stored} → {self.dtype})"
-        )
+        kept = f", kept as {self.resident}" if self.resident not in (None, self.dtype) else ""
+        return f"{self.component}: {self.tensors:,} tensors, {in_bytes(self.bytes)} from {files} ({stored} → {self.dtype}{kept})"
 
     def add(self, name: str, stored: str, size: int, nonfinite: int):
         """Notes a loaded tensor: how it was stored ("F16"), and its size in bytes as loaded."""

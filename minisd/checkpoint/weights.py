@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ModelFileError, NumericError, UsageError
 from ..params import Params
+from ..resident import HalfWeight
 from .contradiction import contradictions
 from .names import official_name, official_shape
 from .report import FLOATS, LoadReport, shorten, some
@@ -61,24 +62,27 @@ def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "
 
 
 def assemble(
-    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, source=""
+    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, resident=None, source=""
 ) -> tuple[Params, LoadReport]:
     """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
 
     2-D weights are C-contiguous. 4-D ones keep the official shape [O, I, KH, KW] but lie as [KH, KW, I, O] in memory.
     Beside the result there is never more than about one tensor in memory. Raises ModelFileError, NumericError.
+    resident="float16": matrices and kernels stay float16 in memory and are widened when they are read; refused where that changed a number.
     """
     if dtype not in ("float32", "float64"):
         why = "matrix products of NumPy are in float32 or float64"
         raise UsageError(f"weights cannot be loaded as {dtype!r}", why, "use float32 or float64")
-    report = LoadReport(component, dtype)
+    check_resident(resident, dtype, allow_nonfinite)
+    report = LoadReport(component, dtype, resident=resident)
     found = with_official_names(stored, component, report, source)
     shapes = component_shapes(config)
     compare(found, shapes, config, report, source)
 
     weights = {}
     for name in sorted(shapes, key=lambda name: (found[name].path, found[name].offset)):  # in the order of the disk
-        weights[name], bad = read_weight(found[name], shapes[name], dtype)
+        half = resident == "float16" and len(shapes[name]) > 1  # the vectors of norms and biases are few
+        weights[name], bad = read_half(found[name], shapes[name], source) if half else read_weight(found[name], shapes[name], dtype)
         if bad and not allow_nonfinite:
             raise NumericError(
                 f"{source}: {name} holds NaN or Inf: {bad:,} of {weights[name].size:,} values",
@@ -166,6 +170,17 @@ def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str) -> 
     )
 
 
+def check_resident(resident: str | None, dtype: str, allow_nonfinite: bool):
+    """What weights may be kept as. Raises UsageError."""
+    if resident not in (None, "float32", "float16"):
+        raise UsageError(f"weights cannot be kept as {resident!r}", "", "use float16, or leave resident out")
+    if resident == "float16" and (dtype != "float32" or allow_nonfinite):
+        what = f"dtype {dtype}" if dtype != "float32" else "allow_nonfinite=True"
+        raise UsageError(f"weights kept as float16 do not go with {what}", "they are widened to float32, and ∞ has no place in that", "leave resident out")
+    if resident == "float32" and dtype != "float32":
+        raise UsageError(f"weights of dtype {dtype} cannot be kept as float32", "", "leave resident out")
+
+
 # ----- numbers --------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +192,19 @@ def read_weight(tensor, shape: tuple, dtype: str) -> tuple[np.ndarray, int]:
     if raw.itemsize > weight.itemsize:  # a float64 beyond float32 has become Inf
         bad = count_nonfinite(weight)
     return weight, bad
+
+
+def read_half(tensor, shape: tuple, source: str) -> tuple[HalfWeight, int]:
+    """The weight as float16, if that changes no value, and how many of its values are NaN or Inf."""
+    weight, bad = read_weight(tensor, shape, "float16")
+    if tensor.dtype != "F16":
+        raw = tensor.read().reshape(shape)
+        bad = count_nonfinite(raw)
+        if not bad and not np.array_equal(weight, raw):
+            why = f"stored as {tensor.dtype}, they have more digits or a wider range, and nothing is rounded silently"
+            what = f"{source}: {tensor.name} has values that float16 does not have"
+            raise UsageError(what, why, "leave resident out, or fetch the model's fp16 variant")
+    return HalfWeight(weight), bad
 
 
 def lay_out(raw: np.ndarray, dtype: str) -> np.ndarray:

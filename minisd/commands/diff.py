@@ -15,13 +15,14 @@ from ..errors import UsageError
 @click.option("-m", "--model", default="tiny", show_default=True, help="For --teacher: “tiny”, a folder in diffusers' layout, or a hub id.")
 @click.option("--variant", help="For --teacher: file variant of the model, such as fp16.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="For --teacher.")
+@click.option("--profile", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="For --teacher: which rungs compute.")
 @click.option("--truth", help="A float64 trace of the same run: who is nearer to it?")
 @click.option("--rtol", type=float, help="One relative tolerance instead of the budgets of each kind of layer.")
 @click.option("--atol", type=float, default=0.0, help="Beside --rtol: allowed max|ours − ref|.")
 @click.option("--html", "page", help="Also write one static page: the tree of layers, coloured by error.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the first divergence, no table.")
-def command(files, teacher, model, variant, dtype, truth, rtol, atol, page, as_json, quiet):
+def command(files, teacher, model, variant, dtype, profile, truth, rtol, atol, page, as_json, quiet):
     """Compare the trace OURS with REF, layer by layer, or with --teacher a model with REF.
 
     The first divergence stands on top: the first layer whose error rounding does not explain. Make traces with `minisd trace`, or of
@@ -32,11 +33,13 @@ def command(files, teacher, model, variant, dtype, truth, rtol, atol, page, as_j
         raise UsageError(f"{len(files)} files given", "", f"give {wanted}")
     if page and not Path(page).resolve().parent.is_dir():
         raise UsageError(f"{page}: its folder does not exist", "", f"mkdir -p {Path(page).parent}")
+    from .. import ops
     from ..compare import diff
     from ..pipeline import StableDiffusionPipeline
 
     ours = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, variant=variant) if teacher else files[0]
-    result = diff(ours, files[-1], truth=truth, rtol=rtol, atol=atol)
+    with ops.using(profile=profile):
+        result = diff(ours, files[-1], truth=truth, rtol=rtol, atol=atol)
     if page:
         Path(page).write_text(result.to_html(), encoding="utf-8")
     click.echo(json.dumps(result.to_dict()) if as_json else result.headline() if quiet else str(result))

@@ -26,6 +26,7 @@ from ..errors import UsageError
 @click.option("--stats", is_flag=True, help="Only shapes, ranges and moments, not the arrays.")
 @click.option("--table", "show_table", is_flag=True, help="Print a line for every layer.")
 @click.option("--check", type=click.Choice(["blocks", "ops", "off"]), default="blocks", show_default=True, help="Where to look for NaN and infinity.")
+@click.option("--profile", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="Which rungs compute; pictures are made by “fast”.")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(prompt, at, output, stats, show_table, as_json, force, **options):
@@ -33,6 +34,7 @@ def command(prompt, at, output, stats, show_table, as_json, force, **options):
 
     Names are those of diffusers' modules; an @ and a number behind them say which step. Images are stored as [B, C, H, W].
     """
+    from .. import ops
     from ..image import free_name
     from ..request import check_seed
     from ..tracing import checking, trace
@@ -46,7 +48,8 @@ def command(prompt, at, output, stats, show_table, as_json, force, **options):
     size = dict(width=options["width"], height=options["height"])
     noise = first_noise(pipe, check_seed(options["seed"]), **size)
     recipe = {"prompt": prompt, **options, "scheduler": type(pipe.scheduler).__name__}
-    with trace(pipe, *at, to=path, inputs=options["inputs"], stats=stats or path is None, recipe=recipe) as recorder, checking(options["check"]):
+    listening = trace(pipe, *at, to=path, inputs=options["inputs"], stats=stats or path is None, recipe=recipe)
+    with listening as recorder, checking(options["check"]), ops.using(profile=options["profile"]):
         pipe(
             prompt, negative_prompt=options["negative"], latents=noise, num_inference_steps=options["steps"], guidance_scale=options["cfg_scale"],
             output_type="np", **size,

@@ -24,7 +24,8 @@ ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so
 
 @click.command("verify")
 @click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
-@click.option("--suite", type=click.Choice(["golden", "schedulers", "all"]), default="all", show_default=True)
+@click.option("--suite", type=click.Choice(["golden", "schedulers", "onnx", "all"]), default="all", show_default=True,
+              help="golden: the model; schedulers; onnx: the ONNX standard's own cases for our ops (needs onnx==1.22.0); all: the first two.")  # fmt: skip
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model, suite, variant, as_json):
@@ -34,6 +35,8 @@ def command(model, suite, variant, as_json):
         checks += golden() if model == "tiny" else oracle(model, variant)
     if suite in ("schedulers", "all"):
         checks += schedulers()
+    if suite == "onnx":
+        checks += foreign()
     ok = all(check["ok"] for check in checks)
     if as_json:
         click.echo(json.dumps({"ok": ok, "checks": [{**c, "error": c["error"] if math.isfinite(c["error"]) else None} for c in checks]}))
@@ -118,11 +121,43 @@ def record():
     RECORD.write_text(json.dumps(record, indent=1) + "\n")
 
 
+# ----- the cases of the ONNX standard --------------------------------------------------------------------------------------
+
+
+def foreign() -> list:
+    """One check for each set of rungs: as many cases as expected pass. Each wrong case has a check of its own."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        found = version("onnx")
+    except PackageNotFoundError:
+        found = "no onnx"
+    if found != "1.22.0":
+        why = f"the cases are read from the package onnx 1.22.0, here is {found}; later versions hold no cases"
+        raise UsageError("the ONNX suite is not installed", why, "pip install onnx==1.22.0, or minisd with the extra: pip install 'minisd[test]'")
+    from ..onnx_suite.cases import EXPECTED, SETS, collect, verdict
+
+    checks, wanted = [], sum(count for reason, count in EXPECTED.items() if reason.startswith("passed"))
+    for rungs in SETS:
+        results, wrong = [], []
+        for name in collect():
+            try:
+                results.append(verdict(name, rungs))
+            except AssertionError as difference:
+                message = next(line for line in str(difference).splitlines() if line.strip())
+                wrong.append({"name": f"{name}, {rungs} rungs", "ok": False, "error": math.inf, "allowed": 0.0, "note": message})
+        passed = sum(result.startswith("passed") for result in results)
+        note = f"cases do not pass; {passed} do, {len(results) - passed} ask for what no op of ours is"
+        checks += [{"name": f"ONNX cases, {rungs} rungs", "ok": passed >= wanted, "error": float(wanted - passed), "allowed": 0.0, "note": note}, *wrong]
+    return checks
+
+
 # ----- a model against itself ----------------------------------------------------------------------------------------------
 
 
 def oracle(model: str, variant: str | None) -> list:
     """Four guided steps and the decoder at a small size, in float32 against float64: every layer within its budget."""
+    from .. import ops
     from ..compare import diff
     from ..pipeline import StableDiffusionPipeline
     from ..tracing import trace
@@ -135,7 +170,7 @@ def oracle(model: str, variant: str | None) -> list:
         files = [Path(folder, f"{dtype}.safetensors") for dtype in ("float32", "float64")]
         for file in files:
             exact = pipe if file.stem == "float32" else pipe.astype("float64")
-            with trace(exact, to=file):
+            with trace(exact, to=file), ops.using(profile="exact"):
                 exact(PROMPT, latents=noise, num_inference_steps=4, output_type="np", **size)
         result = diff(*files)
     first, checks = result.first_divergence(), []

@@ -4,7 +4,7 @@ import math
 
 from .. import ops
 from ..tracing import layer, listening, tap
-from .basic import conv2d, group_norm, layer_norm, linear
+from .basic import add, conv2d, group_norm, layer_norm, linear
 
 # Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.
 TRANSFORMER_GROUP_NORM_EPS = 1e-6
@@ -67,9 +67,9 @@ def transformer_block(p, x, context, *, heads):
     x [B, S, C], context [B, T, C_text] -> [B, S, C]        diffusers `BasicTransformerBlock`
     """
     eps = TRANSFORMER_LAYER_NORM_EPS
-    x = x + attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads)
-    x = x + attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads)
-    return x + feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps))
+    x = add(x, attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads))
+    x = add(x, attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads))
+    return add(x, feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps)))
 
 
 @layer
@@ -87,8 +87,8 @@ def spatial_transformer(p, x, context, *, heads, groups):
     for block in p.transformer_blocks:
         h = transformer_block(block, h, context, heads=heads)
     if p.proj_out.weight.ndim == 4:
-        return x + conv2d(p.proj_out, h.reshape(B, H, W, C))
-    return x + linear(p.proj_out, h).reshape(B, H, W, C)
+        return add(x, conv2d(p.proj_out, h.reshape(B, H, W, C)))
+    return add(x, linear(p.proj_out, h).reshape(B, H, W, C))
 
 
 @layer
@@ -100,7 +100,7 @@ def vae_attention(p, x, *, groups, eps):
     B, H, W, C = x.shape
     h = group_norm(p.group_norm, x, groups=groups, eps=eps).reshape(B, H * W, C)
     q, k, v = linear(p.to_q, h), linear(p.to_k, h), linear(p.to_v, h)
-    return x + linear(p.to_out[0], multi_head(q, k, v, heads=1)).reshape(B, H, W, C)
+    return add(x, linear(p.to_out[0], multi_head(q, k, v, heads=1)).reshape(B, H, W, C))
 
 
 @layer
@@ -128,5 +128,5 @@ def clip_layer(p, x, *, heads, act, eps):
 
     x [B, T, C] -> [B, T, C]        transformers `CLIPEncoderLayer`
     """
-    x = x + clip_attention(p.self_attn, layer_norm(p.layer_norm1, x, eps=eps), heads=heads)
-    return x + clip_mlp(p.mlp, layer_norm(p.layer_norm2, x, eps=eps), act=act)
+    x = add(x, clip_attention(p.self_attn, layer_norm(p.layer_norm1, x, eps=eps), heads=heads))
+    return add(x, clip_mlp(p.mlp, layer_norm(p.layer_norm2, x, eps=eps), act=act))

@@ -4,6 +4,14 @@ from .. import ops
 from ..tracing import layer, listening
 
 
+def add(x, h):
+    """x + h, written over h, the fresh result of a layer; unless a listener may have kept h.        x broadcasts to h [B, ...] -> [B, ...]"""
+    if listening():
+        return x + h
+    h += x
+    return h
+
+
 @layer
 def linear(p, x):
     """y = x Wᵀ + b.        x [..., C] -> [..., C′]        torch `Linear`"""

@@ -2,7 +2,7 @@
 
 from ..ops import silu
 from ..tracing import layer
-from .basic import conv2d, group_norm, linear, upsample_conv2d
+from .basic import add, conv2d, group_norm, linear, upsample_conv2d
 
 
 @layer
@@ -14,10 +14,10 @@ def resnet_block(p, x, t_emb=None, *, groups, eps):
     h = group_norm(p.norm1, x, groups=groups, eps=eps, act="silu")
     h = conv2d(p.conv1, h, padding=1)  # [B, H, W, C′]
     if t_emb is not None:  # the VAE has no time
-        h = h + linear(p.time_emb_proj, silu(t_emb))[:, None, None, :]
+        h = add(linear(p.time_emb_proj, silu(t_emb))[:, None, None, :], h)
     h = group_norm(p.norm2, h, groups=groups, eps=eps, act="silu")
     h = conv2d(p.conv2, h, padding=1)
-    return h + (conv2d(p.conv_shortcut, x) if "conv_shortcut" in p else x)
+    return add(conv2d(p.conv_shortcut, x) if "conv_shortcut" in p else x, h)
 
 
 @layer

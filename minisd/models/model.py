@@ -16,20 +16,23 @@ class Model:
         self.config, self.params, self.report = config, params, report
 
     @classmethod
-    def from_pretrained(cls, folder, subfolder: str | None = None, *, variant: str | None = None, dtype: str = "float32"):
+    def from_pretrained(
+        cls, folder, subfolder: str | None = None, *, variant: str | None = None, dtype: str = "float32", resident: str | None = None
+    ):
         """Loads config.json and the safetensors weights of this component from a folder in diffusers' layout.
 
         folder: the pipeline's folder, or the component's own. dtype: "float32", or "float64" for the oracle.
+        resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.
         Raises ModelFileError for a broken, incomplete or unsafe file, NumericError for NaN weights.
         """
         from ..checkpoint import load_component
 
-        loaded = load_component(folder, cls.component, subfolder=subfolder, dtype=check_dtype(dtype), variant=variant)
+        loaded = load_component(folder, cls.component, subfolder=subfolder, dtype=check_dtype(dtype), variant=variant, resident=resident)
         return cls(loaded.config, loaded.params, loaded.report)
 
     @property
     def dtype(self) -> np.dtype:
-        return next(tensor.dtype for _, tensor in self.params.items())
+        return next(leaf.dtype for _, leaf in self.params.leaves())
 
     def astype(self, dtype: str):
         """The same model in another dtype. float64 is the oracle: float32 weights are represented exactly in it."""
@@ -40,7 +43,7 @@ class Model:
         return model
 
     def num_parameters(self) -> int:
-        return sum(tensor.size for _, tensor in self.params.items())
+        return sum(leaf.size for _, leaf in self.params.leaves())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_parameters():,} parameters, {self.dtype})"

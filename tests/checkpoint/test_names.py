@@ -1,9 +1,13 @@
 """The rename tables on the official lists of names: what is in the files becomes what minisd calls it, and nothing else changes."""
 
+import json
+import lzma
+import re
+
 import pytest
 
-from minisd.checkpoint.names import COMPONENTS, RULES, official_name, official_shape
-from tests.checkpoint.synthetic import official
+from minisd.checkpoint.names import COMPONENTS, RULES, from_ldm, is_ldm, official_name, official_shape
+from tests.checkpoint.synthetic import GOLDEN, official
 
 OLD, PREFIX, BUFFER, EMA = (
     "old VAE attention names",
@@ -70,3 +74,83 @@ def test_one_by_one_convolutions_of_the_vae_attention_are_linear():
     assert official_shape("vae", name, (512, 512, 3, 3)) == (512, 512, 3, 3)
     assert official_shape("vae", "encoder.conv_in.weight", (4, 4, 1, 1)) == (4, 4, 1, 1)
     assert official_shape("unet", "down_blocks.0.attentions.0.proj_in.weight", (8, 8, 1, 1)) == (8, 8, 1, 1)
+
+
+# ----- LDM -----------------------------------------------------------------------------------------------------------------
+
+LDM = json.loads(lzma.decompress((GOLDEN / "ldm_keys.json.xz").read_bytes()))["files"]
+SAME_WEIGHTS = {
+    "ldm_sd1": ("unet_sd1", "vae_new_names", "text_encoder_sd1"),
+    "ldm_sd2": ("unet_sd2", "vae_new_names", "text_encoder_sd2"),
+    "ldm_sd_turbo": ("unet_sd2", "vae_new_names", "text_encoder_sd2"),
+}
+
+
+@pytest.mark.parametrize("file", LDM)
+def test_a_single_file_holds_every_tensor_of_the_folder_once_in_its_shape(file):
+    """Of a fused tensor each part has a third of the rows."""
+    found = {}
+    for name, targets in from_ldm(LDM[file]).items():
+        for target in targets:
+            component, _, rest = target.partition(".")
+            rows, *columns = official_shape(component, rest, tuple(LDM[file][name])) or (1,)
+            assert target not in found
+            found[target] = (rows // len(targets), *columns)
+    expected = {}
+    for component, _, shapes in map(official, SAME_WEIGHTS[file]):
+        expected |= {f"{component}.{name}": shape for name, shape in shapes.items()}
+    assert found == expected
+
+
+def test_what_stable_diffusion_does_not_use_has_no_name():
+    unused = {name for name, targets in from_ldm(LDM["ldm_sd2"]).items() if not targets}
+    families = {re.sub(r"resblocks\.23\..*", "resblocks.23", name.removeprefix("cond_stage_model.model.")) for name in unused}
+    schedule = {"betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+                "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+                "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"}  # fmt: skip
+    assert families == schedule | {"text_projection", "logit_scale", "transformer.resblocks.23", "model_ema.decay", "model_ema.num_updates"}
+    assert not any(from_ldm(["model_ema.diffusion_modelinput_blocks00weight"]).values())
+
+
+@pytest.mark.parametrize(
+    "ldm, names",
+    [
+        ("model.diffusion_model", ["unet"]),
+        ("model.diffusion_model.input_blocks.1.0", ["unet.down_blocks.0.resnets.0"]),
+        ("model.diffusion_model.input_blocks.1.0.in_layers.0", ["unet.down_blocks.0.resnets.0.norm1"]),
+        ("model.diffusion_model.input_blocks.3.0.op", ["unet.down_blocks.0.downsamplers.0.conv"]),
+        ("model.diffusion_model.input_blocks.8.1.transformer_blocks.0.attn2.to_out.0", ["unet.down_blocks.2.attentions.1.transformer_blocks.0.attn2.to_out.0"]),
+        ("model.diffusion_model.middle_block.2.out_layers.3", ["unet.mid_block.resnets.1.conv2"]),
+        ("model.diffusion_model.output_blocks.2.1", ["unet.up_blocks.0.upsamplers.0"]),
+        ("model.diffusion_model.output_blocks.5.1", ["unet.up_blocks.1.attentions.2"]),
+        ("model.diffusion_model.output_blocks.5.2.conv", ["unet.up_blocks.1.upsamplers.0.conv"]),
+        ("model.diffusion_model.out.2", ["unet.conv_out"]),
+        ("first_stage_model.decoder.up.3.block.0", ["vae.decoder.up_blocks.0.resnets.0"]),
+        ("first_stage_model.decoder.mid.attn_1.proj_out", ["vae.decoder.mid_block.attentions.0.to_out.0"]),
+        ("cond_stage_model.transformer.text_model.encoder.layers.3.mlp", ["text_encoder.text_model.encoder.layers.3.mlp"]),
+        ("cond_stage_model.transformer.encoder.layers.3.mlp.fc1.bias", ["text_encoder.text_model.encoder.layers.3.mlp.fc1.bias"]),
+        ("cond_stage_model.model.transformer.resblocks.22.mlp.c_fc", ["text_encoder.text_model.encoder.layers.22.mlp.fc1"]),
+        ("cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias", [f"text_encoder.text_model.encoder.layers.0.self_attn.{x}_proj.bias" for x in "qkv"]),
+        ("unet.conv_in", []),
+    ],
+)  # fmt: skip
+def test_single_names(ldm, names):
+    """Modules of a trace; a part of one, which does not show the structure, is read as Stable Diffusion's."""
+    if "in_proj" in ldm:  # the last layer whose weights are there is left out
+        names_there = [ldm, ldm.replace("resblocks.0", "resblocks.1").replace("bias", "weight")]
+    else:
+        names_there = [ldm]
+    assert list(from_ldm(names_there)[ldm]) == names and is_ldm(ldm) is bool(names)
+
+
+def test_the_structure_is_read_off_the_names():
+    """Two levels of one resnet, the lower one without attention."""
+    names = ["input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.1.norm.weight", "input_blocks.2.0.op.weight",
+             "input_blocks.3.0.in_layers.0.weight", "output_blocks.0.0.in_layers.0.weight", "output_blocks.1.1.conv.weight",
+             "output_blocks.2.1.norm.weight", "output_blocks.3.1.norm.weight"]  # fmt: skip
+    found = [target for targets in from_ldm(f"model.diffusion_model.{name}" for name in names).values() for target in targets]
+    assert found == [f"unet.{name}.weight" for name in (
+        "conv_in", "down_blocks.0.resnets.0.norm1", "down_blocks.0.attentions.0.norm", "down_blocks.0.downsamplers.0.conv",
+        "down_blocks.1.resnets.0.norm1", "up_blocks.0.resnets.0.norm1", "up_blocks.0.upsamplers.0.conv", "up_blocks.1.attentions.0.norm",
+        "up_blocks.1.attentions.1.norm",
+    )]  # fmt: skip

@@ -62,6 +62,37 @@ def test_another_model_is_measured_against_itself_in_float64(minisd, tmp_path, m
     assert code == 1 and "first divergence: text_encoder.text_model.encoder.layers.0.layer_norm1" in out
 
 
+def test_the_cases_of_the_onnx_standard(minisd, monkeypatch):
+    """Three cases stand for all, which tests/onnx_suite runs; as many are asked for as the suite holds."""
+    cases = pytest.importorskip("minisd.onnx_suite.cases")
+    chosen = {name: cases.collect()[name] for name in ("test_gelu_default_1", "test_softmax_example", "test_attention_4d_softcap")}
+    monkeypatch.setattr(cases, "collect", lambda: chosen)
+    monkeypatch.setattr(cases, "EXPECTED", {"passed": 2, "Attention with softcap": 1})
+    code, out, _ = minisd("verify", "--suite", "onnx")
+    lines = out.splitlines()
+    assert code == 0 and [line.split(", ")[1].split()[0] for line in lines[:-1]] == ["fast", "exact", "reference"]
+    assert all("2 do, 1 ask for what no op of ours is" in line for line in lines[:-1])
+
+    right = ops.gelu
+    monkeypatch.setattr(ops, "gelu", lambda x: right(x) * 1.01)
+    code, out, _ = minisd("verify", "--suite", "onnx")
+    assert code == 1 and "WRONG  ONNX cases, exact rungs" in out and "WRONG  test_gelu_default_1, exact rungs" in out
+
+
+@pytest.mark.parametrize("found", [None, "1.23.2"])
+def test_without_the_right_onnx_the_command_to_install_it_is_given(minisd, monkeypatch, found):
+    import importlib.metadata
+
+    def version(name):
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    code, _, err = minisd("verify", "--suite", "onnx")
+    assert code == 2 and "pip install onnx==1.22.0" in err and (found or "no onnx") in err
+
+
 def test_a_record_of_another_version_is_refused():
     from minisd.errors import UsageError
 

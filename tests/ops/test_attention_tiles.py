@@ -80,3 +80,23 @@ def test_masked_keys_weigh_nothing():
     q, k, v = draw(1, 2, 7, 300, 4, 4)
     mask = np.where(np.arange(300) < 280, -math.inf, 0.0).astype("float32")  # the whole first tile of keys
     np.testing.assert_allclose(attend("tiled", q, k, v, mask=mask), attend("tiled", q, k[:, :, 280:], v[:, :, 280:]), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("features", [{}, {"AVX512_SKX": True}, {"X86_V4": True}], ids=["e", "2, NumPy 2.3", "2"])
+def test_both_powers_give_the_same_softmax(features, monkeypatch):
+    power, base = attention.fastest_power(features)
+    assert (power, base) == ((np.exp2, 2.0) if features else (np.exp, math.e))
+    monkeypatch.setattr(attention, "POWER", power)
+    monkeypatch.setattr(attention, "BASE", base)
+    check(*draw(2, 3, 40, 300, 8, 5), f"powers of {base:g}", mask=np.linspace(-3, 3, 300, dtype="float32"))
+
+
+@pytest.mark.parametrize("N", [1, 3, 5, 12])
+@pytest.mark.parametrize("S, T", [(77, 77), (3, 5), (600, 7)])
+def test_short_heads_share_a_tile(N, S, T):
+    """Together or one by one; and a row that overflows in one head is done again in that head alone."""
+    q, k, v = draw(2, N, S, T, 6, 4)
+    q[1, N - 1, 2] *= 1000.0
+    check(q, k, v, f"{N} heads of {S} × {T}")
+    one_by_one = [attend("tiled", q[:, n : n + 1], k[:, n : n + 1], v[:, n : n + 1]) for n in range(N)]
+    np.testing.assert_allclose(attend("tiled", q, k, v), np.concatenate(one_by_one, axis=1), rtol=0, atol=1e-6)

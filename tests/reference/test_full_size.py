@@ -1,7 +1,7 @@
 """Models of official size with random weights, written by diffusers and transformers and read by minisd, against torch in float32.
 
 The exact rungs are within 5e-6 (relative L2), the fast ones, which make pictures, within 1e-5. Takes minutes and, one model at a
-time, about 6 GB of memory and 3.5 GB of disk: `pytest -m fullsize`.
+time, about 10 GB of memory and 3.5 GB of disk: `pytest -m fullsize`.
 """
 
 import gc
@@ -20,9 +20,12 @@ import transformers  # noqa: E402
 
 import minisd  # noqa: E402
 from minisd import ops, trace  # noqa: E402
+from minisd.checkpoint import params_from_state_dict  # noqa: E402
+from minisd.config import UNetConfig  # noqa: E402
 from tests.models.test_unet import UNET_TABLE  # noqa: E402
 from tests.models.test_vae import DECODER_TABLE  # noqa: E402
 from tests.numerics import relative_l2  # noqa: E402
+from tests.reference.closeness import stream  # noqa: E402
 
 pytestmark = [pytest.mark.reference, pytest.mark.fullsize]
 
@@ -76,6 +79,18 @@ def test_unet(name, tmp_path):
     patterns = ("unet.conv_in", "unet.down_blocks.?", "unet.mid_block", "unet.up_blocks.?", "unet.conv_out")
     shapes = check(lambda: unet(sample.numpy(), t, context.numpy()), theirs, *patterns)
     assert shapes == [(layer, (1, *shape[1:])) for layer, shape in UNET_TABLE]
+
+
+def test_every_layer_of_the_unet_is_as_near_to_float64_as_torch():
+    """r = err(ours) / err(torch), each layer on torch's own inputs: never above 2, and at most 1 in the middle; the table in docs/numerics.md."""
+    unet = diffusers.UNet2DConditionModel.from_config(OFFICIAL[MODELS[0]]["unet"]).eval()
+    sample, context = draw(1, 4, 64, 64), draw(1, 77, 768)
+    params, report = params_from_state_dict({n: w.numpy() for n, w in unet.state_dict().items()}, "unet", UNetConfig.from_dict(dict(unet.config)))
+    ours = minisd.UNet2DConditionModel(UNetConfig.from_dict(dict(unet.config)), params, report)
+    rows = stream(unet, ours, lambda: unet(sample, 500, context), profiles=("exact",))
+    ratios = {row.path: row.ratio["exact"] for row in rows}
+    assert len(rows) > 500 and max(ratios.values()) <= 2.0, max(ratios.items(), key=lambda item: item[1])
+    assert np.median(list(ratios.values())) <= 1.0
 
 
 def test_vae(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .parallel import blocks, parallel_for, scratch
 
 BLOCK = 1 << 16  # elements
@@ -18,9 +19,15 @@ def refuses_all_but_float32(x, *args, **kwargs):
 
 def in_blocks(x, f):
     """A new array with f(block) applied in place to its blocks."""
-    y = np.array(x, order="C")
-    flat = y.reshape(-1)
-    parallel_for(blocks(flat.size, BLOCK), lambda part: f(flat[part]))
+    x = np.asarray(x, order="C")
+    y = empty(x.shape, x.dtype)
+    old, new = x.reshape(-1), y.reshape(-1)
+
+    def block(part):
+        np.copyto(new[part], old[part])
+        f(new[part])
+
+    parallel_for(blocks(new.size, BLOCK), block)
     return y
 
 
@@ -50,6 +57,20 @@ def gelu_in_place(x):
     x *= p
 
 
+def geglu_rows(x, y):
+    """y [S, C] ← h · GELU(g) for the rows x = [h, g] [S, 2C], by blocks that stay in the cache."""
+    C = y.shape[1]
+
+    def block(part):
+        gate = scratch("gate", y[part].shape, x.dtype)
+        np.copyto(gate, x[part, C:])
+        gelu_in_place(gate)
+        np.multiply(gate, x[part, :C], out=y[part])
+
+    parallel_for(blocks(len(x), max(1, BLOCK // C)), block)
+    return y
+
+
 @rung("silu", "in_place", owner="numpy", refuses=refuses_all_but_float32)
 def silu(x):
     """x / (1 + e⁻ˣ) in four passes over each block."""
@@ -73,12 +94,4 @@ def geglu(x):
     """h · GELU(g) with the fast GELU, by blocks of rows."""
     C = x.shape[-1] // 2
     rows = x.reshape(-1, 2 * C)
-    y = np.empty((len(rows), C), dtype=x.dtype)
-
-    def block(part):
-        np.copyto(y[part], rows[part, C:])
-        gelu_in_place(y[part])
-        y[part] *= rows[part, :C]
-
-    parallel_for(blocks(len(rows), max(1, BLOCK // (2 * C))), block)
-    return y.reshape(*x.shape[:-1], C)
+    return geglu_rows(rows, empty((len(rows), C), x.dtype)).reshape(*x.shape[:-1], C)

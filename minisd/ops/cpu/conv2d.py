@@ -6,8 +6,9 @@ Chellapilla et al., "High Performance Convolutional Neural Networks for Document
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..dispatch import rung
-from .linear import linear, product, refuses_half
+from ..dispatch import dispatch, rung
+from .arena import empty
+from .linear import product, refuses_half
 from .parallel import blocks, parallel_for, scratch
 
 PATCH_BYTES = 4 << 20  # one block of patches; 128 channels at 512×512 would need 0.4 GB at once
@@ -50,7 +51,7 @@ def im2col(x, w, b, *, stride, padding):
     (top, bottom), (left, right) = padding
     H, W = ((n + sum(side) - k) // stride + 1 for n, side, k in zip(x.shape[1:3], padding, (KH, KW)))
     weights = w.transpose(2, 3, 1, 0).reshape(KH, KW * C, C_out)  # free: weights are stored channels-last
-    y = np.empty((len(x), H, W, C_out), dtype=x.dtype)
+    y = empty((len(x), H, W, C_out), x.dtype)
 
     def block(piece):
         images, rows = piece
@@ -73,4 +74,4 @@ def im2col(x, w, b, *, stride, padding):
 @rung("conv2d", "pointwise", owner="numpy", refuses=refuses_larger_kernels)
 def pointwise(x, w, b, *, stride, padding):
     """A 1×1 convolution is a linear layer on every pixel: no patches at all."""
-    return linear(x, w.reshape(w.shape[:2]), b)
+    return dispatch("linear", x, w.reshape(w.shape[:2]), b)

@@ -3,9 +3,12 @@
 import numpy as np
 
 from ..dispatch import rung
-from .parallel import blocks, parallel_for
+from .arena import empty
+from .parallel import blocks, parallel_for, scratch
 
 ROWS = 512  # of x in one piece: enough that repacking w is cheap beside the product
+COLUMNS = 4  # pieces where the rows are few: each of them packs x again, and all workers should have one
+DEPTH = 160  # products in one sum of the exact rung; one sum of 320 rounds √2 times as much
 SMALL = 1 << 22  # multiplications not worth a second thread
 
 
@@ -14,29 +17,50 @@ def refuses_half(x, *args, **kwargs):
     return "needs float32 or float64" if x.dtype == np.float16 else None
 
 
-def product(x, w, b=None, out=None):
-    """x [S, C] @ w [C, C′] + b, by blocks of rows, or of columns where the rows are few."""
+def product(x, w, b=None, out=None, depth=None):
+    """x [S, C] @ w [C, C′] + b, by blocks of rows, or of columns where the rows are few.
+
+    depth: at most so many products are summed at a time, and the sums added up. BLAS sums up to 384 of them one after the other, and
+    the rounding error of such a sum grows with its length.
+    """
     S, C = x.shape
     C_out = w.shape[1]
-    y = np.empty((S, C_out), dtype=x.dtype) if out is None else out
+    y = empty((S, C_out), x.dtype) if out is None else out
     if S * C * C_out < SMALL:
         pieces = [(slice(None), slice(None))]
     elif S >= 2 * ROWS:
         pieces = [(rows, slice(None)) for rows in blocks(S, ROWS)]
     else:
-        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, C_out // 8))]
+        pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, -(-C_out // COLUMNS)))]
+    first, *others = blocks(C, max(1, depth or C)) or [slice(None)]
 
     def piece(at):
         rows, columns = at
-        np.matmul(x[rows], w[:, columns], out=y[rows, columns])
+        sums = np.matmul(x[rows, first], w[first, columns], out=y[at])
+        for terms in others:
+            sums += np.matmul(x[rows, terms], w[terms, columns], out=scratch("sums", sums.shape, x.dtype))
         if b is not None:
-            y[rows, columns] += b[columns]
+            sums += b[columns]
 
     parallel_for(pieces, piece)
     return y
 
 
-@rung("linear", "gemm", owner="numpy", refuses=refuses_half)
+def fold(x, w, b, depth=None):
+    """y = x Wᵀ + b with all leading axes folded into the rows of one product."""
+    return product(x.reshape(-1, x.shape[-1]), w.T, b, depth=depth).reshape(*x.shape[:-1], w.shape[0])
+
+
+@rung("linear", "short_sums", owner="numpy", refuses=refuses_half)
+def short_sums(x, w, b):
+    """y = x Wᵀ + b as a sum of products of 160 columns of x: nearer to the truth than torch, and a tenth slower than one product."""
+    return fold(x, w, b, DEPTH)
+
+
+@rung("linear", "gemm", owner="numpy", numerics="fast", refuses=refuses_half)
 def linear(x, w, b):
-    """y = x Wᵀ + b with all leading axes folded into the rows of one GEMM, the bias added while the piece is in the cache."""
-    return product(x.reshape(-1, x.shape[-1]), w.T, b).reshape(*x.shape[:-1], w.shape[0])
+    """y = x Wᵀ + b with all leading axes folded into the rows of one GEMM, the bias added while the piece is in the cache.
+
+    Numerics: fast. BLAS sums in longer runs than torch does: relative L2 error against float64 at most 5e-7 for any C, torch's 3e-7.
+    """
+    return fold(x, w, b)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..dispatch import rung
 from .activation import silu_in_place
+from .arena import empty
 from .linear import refuses_half
 from .parallel import blocks, parallel_for, scratch
 
@@ -25,7 +26,7 @@ def group_norm(x, w, b, *, groups, eps, act):
     """y = (x − μ) · a + β with a = γ / √(σ² + ε): float64 sums of x and x² by blocks of pixels, then one pass to scale."""
     B, C = x.shape[0], x.shape[-1]
     x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
+    y = empty(x.shape, x.dtype)
     S = math.prod(x.shape[1:-1])
     parts = blocks(S, max(1, BLOCK // C))
     ones = np.ones(parts[0].stop, dtype="float64")
@@ -61,17 +62,19 @@ def group_norm(x, w, b, *, groups, eps, act):
 
 @rung("layer_norm", "blocked", owner="numpy", refuses=refuses_half)
 def layer_norm(x, w, b, *, eps):
-    """Two passes over each token, by blocks of tokens; NumPy's pairwise sums keep float32 exact enough over a row."""
+    """All of it in float64, by blocks of tokens that stay in the cache, and rounded once: conversion costs less than it seems."""
     C = x.shape[-1]
     tokens = np.ascontiguousarray(x).reshape(-1, C)
-    y = np.empty_like(tokens)
+    y = empty(tokens.shape, tokens.dtype)
 
     def block(part):
-        out = np.subtract(tokens[part], tokens[part].mean(axis=-1, keepdims=True), out=y[part])
-        variance = np.einsum("sc,sc->s", out, out)[:, None] / C
-        out /= np.sqrt(variance + eps)
-        out *= w
-        out += b
+        wide = scratch("wide", tokens[part].shape, "float64")
+        np.subtract(tokens[part], tokens[part].mean(axis=-1, keepdims=True, dtype="float64"), out=wide)
+        variance = np.einsum("sc,sc->s", wide, wide)[:, None] / C
+        wide /= np.sqrt(variance + eps)
+        wide *= w
+        wide += b
+        y[part] = wide
 
     parallel_for(blocks(len(tokens), max(1, BLOCK // C)), block)
     return y.reshape(x.shape)

@@ -8,9 +8,10 @@ bit by bit, on one core and on many. There are as many workers as BLAS would hav
 """
 
 import functools
+import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -22,12 +23,37 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="minisd")
 
 
+_lock = threading.Lock()
+_busy = 0  # helpers at work, or on their way
+
+
+def _hire(wanted: int, workers: int) -> int:
+    """As many helpers as are idle, at most `wanted`: a piece of a busy machine's work is not handed over only to wait in a queue."""
+    global _busy
+    with _lock:
+        hired = max(0, min(wanted, workers - 1 - _busy))
+        _busy += hired
+    return hired
+
+
+def _release():
+    global _busy
+    with _lock:
+        _busy -= 1
+
+
+def _start_afresh():
+    global _lock, _busy
+    _pool.cache_clear()
+    _lock, _busy = threading.Lock(), 0
+
+
 if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_start_afresh)
 
 
 def parallel_for(items, work):
-    """Calls work(item) for every item, on all workers, and returns when the last one is done. May be nested.
+    """Calls work(item) for every item, on all idle workers, and returns when the last one is done. May be nested.
 
     The caller works too. Helpers that have not begun when it runs out of items are cancelled, so nesting cannot lock up.
     """
@@ -39,13 +65,25 @@ def parallel_for(items, work):
             for item in queue:
                 work(item)
 
-        helpers = [_pool().submit(drain) for _ in range(min(workers, len(items)) - 1)]
+        def help():
+            try:
+                drain()
+            finally:
+                _release()
+
+        helpers = [_pool().submit(help) for _ in range(_hire(len(items) - 1, workers))]
         try:
             drain()
         finally:
+            started = []
             for helper in helpers:
-                if not helper.cancel():
-                    helper.result()
+                if helper.cancel():
+                    _release()
+                else:
+                    started.append(helper)
+            wait(started)
+        for helper in started:
+            helper.result()  # raises what stopped it
 
 
 def blocks(n: int, size: int) -> list[slice]:
@@ -60,7 +98,7 @@ def scratch(name: str, shape, dtype) -> np.ndarray:
     """An uninitialised array that this thread reuses whenever it asks for the same name: no page faults, aligned to a cache line."""
     buffers = _local.__dict__.setdefault("buffers", {})
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype="int64")) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if name not in buffers or buffers[name].nbytes < size:
         raw = np.empty(size + 64, dtype="uint8")
         start = -raw.ctypes.data % 64

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .conv2d import gather, pieces
 from .linear import refuses_half
 from .parallel import parallel_for
@@ -29,7 +30,7 @@ def planes(x, w, b, *, stride, padding):
     (top, bottom), (left, right) = padding
     B, H, W = len(x), x.shape[1] + top + bottom - KH + 1, x.shape[2] + left + right - KW + 1
     taps = np.ascontiguousarray(w.transpose(2, 3, 0, 1)).reshape(KH * KW * C_out, C)
-    y = np.empty((B, H, W, C_out), dtype=x.dtype)
+    y = empty((B, H, W, C_out), x.dtype)
 
     def block(piece):
         images, rows = piece

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..dispatch import rung
+from .arena import empty
 from .conv2d import gather, pieces
 from .parallel import parallel_for, scratch
 
@@ -113,7 +114,7 @@ def winograd(F: Filtering, x, w, b, padding):
     work = pieces(len(x), tall, wide, TILES)
     GG = np.kron(F.G, F.G).astype(x.dtype)  # [n·n, 9]
     taps = w.transpose(2, 3, 1, 0).reshape(9, -1)  # free: weights are stored channels-last
-    y = np.empty((len(x), H, W, C_out), dtype=x.dtype)
+    y = empty((len(x), H, W, C_out), x.dtype)
 
     def weights(i, out=None):
         """U [n, C, C′] for the points (i, 0 … n−1)."""

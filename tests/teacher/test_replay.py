@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from minisd import trace
-from minisd.teacher import NOT_LAYERS, OUR_CUTS, OURS, OURS_ELSEWHERE, OWN, TABLE, reference_class, reference_names, replay
+from minisd.teacher import TABLE, reference_class, replay
 from minisd.tracefile import TraceFile
 
-from .test_compare import run
-from .tiny_models import CONFIGS, build, make_inputs
+from ..test_compare import run
+from ..tiny_models import CONFIGS, build, make_inputs
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -54,17 +54,3 @@ def test_what_no_layer_answers_for_is_none(recorded):
     row = file.rows[0]
     assert replay(model, {**row, "kind": "Dropout"}, file.__getitem__) is None
     assert replay(model, {key: value for key, value in row.items() if key != "inputs"}, file.__getitem__) is None
-
-
-def test_our_kinds_lead_to_the_references_classes():
-    assert {OUR_CUTS.get(kind, kind) for kind, _ in [*OURS.values(), *OURS_ELSEWHERE.values()]} <= set(TABLE)
-    assert set(OUR_CUTS) == set(OWN) and not set(TABLE) & (set(OWN) | NOT_LAYERS)
-    for name, kind, expected in (
-        ("unet.mid_block", "mid_block", "UNetMidBlock2DCrossAttn"), ("vae.decoder.mid_block", "mid_block", "UNetMidBlock2D"),
-        ("text_encoder.text_model.encoder", "encoder", "CLIPEncoder"), ("vae.encoder", "encoder", "Encoder"),
-        ("unet.conv_in", "conv2d", "Conv2d"), ("unet.conv_in", "Conv2d", "Conv2d"), ("x", "SiLU", "SiLU"),
-    ):  # fmt: skip
-        assert reference_class({"name": name, "kind": kind}) == expected
-    resnet = {"name": "unet.mid_block.resnets.0", "kind": "resnet_block"}
-    assert reference_names(resnet, {"x": "a", "t_emb": "b"}) == {"input_tensor": "a", "temb": "b"}
-    assert reference_names({**resnet, "kind": "ResnetBlock2D"}, {"input_tensor": "a"}) == {"input_tensor": "a"}

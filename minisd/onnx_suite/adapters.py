@@ -9,7 +9,7 @@ import math
 import numpy as np
 from onnx.reference.op_run import OpRun
 
-from minisd import ops
+from .. import ops
 
 
 class NotOurs(Exception):
