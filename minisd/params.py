@@ -102,8 +102,8 @@ class Params:
         return Params(self.path, {k: v.map(f) if isinstance(v, Params) else f(read(v)) for k, v in self._children.items()})
 
     def replace(self, tensors: dict) -> "Params":
-        """The same tree with other arrays for some tensors, by their names in `items`; all others are shared with this one."""
-        mine = dict(self.items())
+        """The same tree with other leaves for some tensors, by their names in `items`; all others are shared with this one."""
+        mine = dict(self.leaves())
         if unknown := [name for name in tensors if name not in mine]:
             raise KeyError(f"{self.path} has no {unknown[0]}")
         return Params.from_state_dict({**mine, **tensors}, self.path)

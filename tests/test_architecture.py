@@ -40,8 +40,11 @@ MAY_IMPORT = {
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
     "checkpoint": {"config", "params", "resident", "backend", "errors"},
     "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
-    "adapters": {"checkpoint", "params", "backend", "errors"},  # change models, and know none
+    "adapters": {"checkpoint", "params", "resident", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
+    "vjp": {"ops", "layers", "models", "config", "backend", "errors"},  # gradients know the forward pass, which never imports them
+    "guidance": {"vjp", "backend", "errors"},
+    "learn": {"vjp", "errors"},
     "image": {"video", "backend", "errors"},
     "video": {"errors"},
     "request": {"config", "errors"},
@@ -105,6 +108,12 @@ def test_imports_point_one_way(path):
         top, _, rest = name.partition(".")
         if top == "minisd":
             assert rest.partition(".")[0] in MAY_IMPORT[unit(path)] | {unit(path)}, f"{path.name}:{line} imports {name}"
+
+
+def test_the_forward_pass_knows_no_gradients():
+    """vjp is for who asks for it: nothing that makes a picture may import it."""
+    users = {unit for unit, allowed in MAY_IMPORT.items() if "vjp" in allowed}
+    assert users == {"guidance", "learn"} and not any(users & allowed for allowed in MAY_IMPORT.values())
 
 
 @every_module
@@ -224,6 +233,10 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/teacher/__init__.py": "only names",
     "minisd/teacher/layers.py": "tests/layers compute each of its functions on golden inputs, tests/teacher/test_replay.py on our own",
     "minisd/teacher/models.py": "the same, tests/models",
+    "minisd/vjp/__init__.py": "only names",
+    "minisd/vjp/ops/__init__.py": "only names",
+    "minisd/vjp/layers/__init__.py": "empty",
+    "minisd/vjp/models/__init__.py": "empty",
     "minisd/models/__init__.py": "only names",
     "minisd/adapters/__init__.py": "only names",
     "minisd/checkpoint/__init__.py": "only names",

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..backend import array_module, to_numpy
 from ..errors import UsageError
+from ..resident import read
 from .lora_file import LoraFile, LoraLayer, check_lora
 
 COMPONENTS = ("unet", "text_encoder")
@@ -42,7 +43,7 @@ class Stack:
 
     def load(self, adapter: str, layers: dict):
         """Adds an adapter and makes it the only active one, as diffusers does."""
-        weights = dict(self.model.params.items())
+        weights = dict(self.model.params.leaves())
         self.originals |= {name: weights[name] for name in layers if name not in self.originals}
         self.layers[adapter] = layers
         self.active = {adapter: 1.0}
@@ -56,14 +57,15 @@ class Stack:
         applied = {adapter: weight for adapter, weight in self.applied().items() if weight != 0.0}
         merged = {}
         for name, w in self.originals.items():
-            merged[name] = add_lora(w, [(self.layers[a][name], weight) for a, weight in applied.items() if name in self.layers[a]])
+            layers = [(self.layers[a][name], weight) for a, weight in applied.items() if name in self.layers[a]]
+            merged[name] = add_lora(read(w), layers) if layers else w
         self.model.params = self.model.params.replace(merged)
 
     def onto(self, model):
         """The same LoRAs on another model with the same original weights in another dtype."""
         other = Stack(model)
         other.layers, other.active, other.fused, other.enabled = dict(self.layers), dict(self.active), self.fused, self.enabled
-        weights = dict(model.params.items())
+        weights = dict(model.params.leaves())
         other.originals = {name: weights[name] for name in self.originals}
         other.merge()
         return other
@@ -73,7 +75,7 @@ class Stack:
         rows = []
         for adapter, weight in self.applied().items():
             for name, layer in self.layers[adapter].items():
-                w = to_numpy(self.originals[name]).astype("float64")
+                w = to_numpy(read(self.originals[name])).astype("float64")
                 size = float(np.linalg.norm(w))
                 change = abs(weight) * float(np.linalg.norm(layer.delta(w.shape, "float64")))
                 rows.append(Effect(adapter, f"{component}.{name}", layer.rank, weight * layer.scale, change / size if size else np.inf))

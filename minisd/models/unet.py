@@ -97,6 +97,10 @@ class UNet2DConditionModel(Model):
 
     def __call__(self, sample, timestep, encoder_hidden_states):
         """sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> [B, C, H, W] of the same dtype."""
+        return to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
+
+    def inputs(self, sample, timestep, encoder_hidden_states) -> tuple:
+        """The arguments of a call, checked and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]."""
         c, xp = self.config, array_module(sample, encoder_hidden_states, names=("sample", "encoder_hidden_states"))
         expect_input(self, "sample", sample, (None, c.in_channels, None, None))
         widths = set(c.per_block("cross_attention_dim"))
@@ -104,5 +108,4 @@ class UNet2DConditionModel(Model):
         t = xp.asarray(timestep, dtype="float64").reshape(-1)
         if t.size not in (1, len(sample)):
             raise ContractError(f"{t.size} timesteps for {len(sample)} samples", "", "give one timestep, or one for each sample")
-        t = xp.broadcast_to(t, (len(sample),))
-        return to_nchw(unet(self.params, to_nhwc(sample), t, encoder_hidden_states, c))
+        return to_nhwc(sample), xp.broadcast_to(t, (len(sample),)), encoder_hidden_states

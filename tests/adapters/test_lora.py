@@ -208,3 +208,18 @@ def test_what_cannot_be_meant_is_refused(pipe, folder, name):
     with pytest.raises(UsageError, match=message):
         call(pipe, folder)
     assert weight(pipe, Q) is before
+
+
+def test_weights_kept_as_float16_take_a_lora_and_come_back(folder):
+    """Only what a LoRA touches is widened, and only as long as it is there."""
+    pipe = StableDiffusionPipeline.from_pretrained("tiny", resident="float16")
+    before = dict(pipe.unet.params.leaves())
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file(peft({("unet", name): (np.ones((2, 192), "float32"), np.ones((192, 2), "float32"))}), folder / "half.safetensors")
+    pipe.load_lora_weights(folder / "half.safetensors")
+    during = dict(pipe.unet.params.leaves())
+    assert [n for n in before if during[n] is not before[n]] == [f"{name}.weight"]
+    assert np.allclose(during[f"{name}.weight"], before[f"{name}.weight"].read() + 2.0, atol=1e-5)
+    pipe.unload_lora_weights()
+    after = dict(pipe.unet.params.leaves())
+    assert all(after[n] is before[n] for n in before)

@@ -15,7 +15,7 @@ from minisd.backend import to_numpy
 from minisd.errors import UsageError
 from minisd.ops import cpu
 from tests.numerics import assert_close_f64, assert_faithful
-from tests.ops import test_upsample_conv, test_winograd
+from tests.ops import test_feed_forward, test_linear, test_upsample_conv, test_winograd
 from tests.ops.cases import CASES
 
 # A rung of the class "fast" is held to the bound in its docstring, by the test of its own file. These keep the rule all the same.
@@ -45,8 +45,8 @@ def run(rung, args, kwargs):
 
 
 def test_every_fast_rung_is_held_to_the_bound_in_its_docstring():
-    """The numbers that `test_winograd.py` and `test_upsample_conv.py` assert, over ragged sizes, are those that people read."""
-    held = {**test_winograd.BOUNDS, "nine_products": test_upsample_conv.BOUND}
+    """The numbers that the tests of the rungs' own files assert are those that people read."""
+    held = {**test_winograd.BOUNDS, "nine_products": test_upsample_conv.BOUND, "gemm": test_linear.BOUND, "row_blocks": test_feed_forward.BOUND}
     fast = [rung for ladder in ops.RUNGS.values() for rung in ladder if rung.numerics == "fast" and rung.owner == "numpy"]
     assert {r.name: float(re.search(r"error against float64 at most (\S+)", r.run.__doc__)[1]) for r in fast} == held
 
