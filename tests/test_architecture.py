@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "compare": {"measures", "teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
     "onnx_suite": {"ops"},
-    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
+    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
                  "tracing", "image", "request", "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
     "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
             "request", "ops", "rng", "tracing", "errors", "__version__"},  # fmt: skip

@@ -9,6 +9,7 @@ from ..errors import UsageError
 from .trace import first_noise, load
 
 MODEL = click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+PICTURE = click.option("-i", "--image", help="A picture in place of a prompt: png, jpg, webp, bmp, tiff, gif or ppm.")
 FORCE = click.option("--force", is_flag=True, help="Overwrite the output.")
 
 
@@ -64,30 +65,31 @@ def schedule(names, steps, quantity, log, output, as_json, model, force):
 
 
 @command.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@PICTURE
 @click.option("-o", "--output", default="latents.png", show_default=True)
 @run_options
-def latents(prompt, output, force, **options):
-    """The four channels in which the picture of PROMPT was made, in grey: 0 in the middle, the same grey is the same number."""
+def latents(prompt, image, output, force, **options):
+    """The four channels of the picture of PROMPT, or of the one named by -i, in grey: 0 in the middle, the same grey is the same number."""
     from ..viz import latent_channels
 
-    path, pipe, run = start(output, force, options)
-    save(latent_channels(pipe(prompt, output_type="latent", **run).images), path)
+    path, _, x0, _ = start_with_latents(prompt, image, output, force, options)
+    save(latent_channels(x0), path)
 
 
 @command.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@PICTURE
 @click.option("--at", "indices", type=int, multiple=True, help="Index of a step; can be repeated. Default: eight of them.")
 @click.option("-o", "--output", default="noise.png", show_default=True)
 @run_options
-def noise(prompt, indices, output, force, **options):
-    """The picture of PROMPT with the noise of several steps, decoded: what the UNet is given to see."""
+def noise(prompt, image, indices, output, force, **options):
+    """The picture of PROMPT, or the one named by -i, with the noise of several steps, decoded: what the UNet is given to see."""
     from ..viz import noise_levels
 
-    path, pipe, run = start(output, force, options)
-    x0 = pipe(prompt, output_type="latent", **run).images
+    path, pipe, x0, noise = start_with_latents(prompt, image, output, force, options, indices)
     last = len(pipe.scheduler.timesteps) - 1
-    save(noise_levels(pipe, x0, run["latents"].astype(x0.dtype), indices or sorted({round(i * last / 7) for i in range(8)})), path)
+    save(noise_levels(pipe, x0, noise, indices or sorted({round(i * last / 7) for i in range(8)})), path)
 
 
 @command.command()
@@ -129,6 +131,28 @@ def start(output, force: bool, options: dict) -> tuple:
     size = {name: options[name] for name in ("width", "height")}
     run = dict(num_inference_steps=options["steps"], guidance_scale=options["cfg_scale"], negative_prompt=options["negative"], **size)
     return path, pipe, {**run, "latents": first_noise(pipe, seed, **size)}
+
+
+def start_with_latents(prompt, image, output, force: bool, options: dict, indices=()) -> tuple:
+    """(path, pipeline, latents, noise): the latents of the prompt's picture or of an existing one, and the noise of the seed.
+
+    indices: of steps, refused before anything is computed if there are none such.
+    """
+    from ..image_input import picture_size, preprocess_image, read_pictures
+    from ..rng import Generator
+
+    if (prompt is None) == (image is None):
+        raise UsageError("give either a prompt or a picture", f"{'neither' if image is None else 'both'} were given", 'minisd plot … "a cat", or -i photo.png')
+    pictures = None if image is None else read_pictures(image)
+    path, pipe, run = start(output, force, options)
+    pipe.scheduler.set_timesteps(options["steps"])
+    for index in indices:
+        pipe.scheduler.at(index=index)
+    if pictures is None:
+        return path, pipe, pipe(prompt, output_type="latent", **run).images, run["latents"]
+    height, width = picture_size(pictures, options["height"], options["width"], pipe.vae.config.downscale)
+    x0 = pipe.encode_image(preprocess_image(pictures, height, width), Generator(options["seed"]))
+    return path, pipe, x0, first_noise(pipe, options["seed"], width, height)
 
 
 def output_path(output, suffix: str, force: bool) -> Path:

@@ -60,19 +60,22 @@ def _enlarge(weights: np.ndarray, H: int, W: int) -> np.ndarray:
 def word_maps(pipe, prompt: str, **options):
     """`token_maps` by word: a word of several tokens gets their sum.        -> (PIL image, [(word, float64 [H, W]), …])"""
     image, maps = token_maps(pipe, prompt, **options)
-    return image, [(word, maps[places].sum(axis=0)) for word, places in words_of(pipe.tokenizer, prompt, len(maps))]
+    words = words_of(pipe.tokenizer, pipe.maybe_convert_prompt(prompt), len(maps))
+    return image, [(word, maps[places].sum(axis=0)) for word, places in words]
 
 
 def words_of(tokenizer, prompt: str, limit: int = 77) -> list:
-    """The words of a prompt, and at which places their tokens stand: [("a", [1]), ("skateboarding", [2, 3]), …]."""
-    words, spelled, places = [], "", []
-    for i, (_, token) in enumerate(tokenizer.table(prompt)[1 : limit - 1], 1):
-        if token == tokenizer.eos_token:
+    """The words of a prompt, and at which places their tokens stand: [("a", [1]), ("skateboarding", [2, 3]), …]; each learned token is a word."""
+    words, learned = [], tokenizer.added_tokens()
+    begins = True
+    for place, (_, token) in enumerate(tokenizer.table(prompt)[1:-1], 1):
+        if place == limit - 1:  # the end token stands there
             break
-        spelled, places = spelled + token.removesuffix("</w>"), [*places, i]
-        if token.endswith("</w>"):
-            words.append((spelled, places))
-            spelled, places = "", []
+        if begins or token in learned:
+            words.append(("", []))
+        word, places = words[-1]
+        words[-1] = word + token.removesuffix("</w>"), [*places, place]
+        begins = token.endswith("</w>") or token in learned
     return words
 
 

@@ -6,6 +6,7 @@
 
 import numpy as np
 
+from ..errors import UsageError
 from .pictures import captioned, enlarged, grid
 
 
@@ -25,7 +26,11 @@ def frames(pipe, steps: list, preview=None) -> list:
 
 def as_seen(scheduler, step):
     """x after a step as the UNet will see it at the next timestep; after the last one as it is.        -> like step.latents"""
-    here = np.flatnonzero(np.asarray(scheduler.timesteps) == step.t)[-1]
+    found = np.flatnonzero(np.asarray(scheduler.timesteps) == step.t)
+    if not found.size:
+        why = "the scheduler was set for another run since"
+        raise UsageError(f"no timestep of the schedule is {step.t:g}", why, "make the frames before the next run, or call set_timesteps again")
+    here = found[-1]
     if here + 1 == len(scheduler.timesteps):
         return step.latents
     return scheduler.scale_model_input(step.latents, scheduler.timesteps[here + 1])

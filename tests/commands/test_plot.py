@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisd import StableDiffusionPipeline, viz
-from minisd.pipeline import StableDiffusionPipeline as Pipeline
+from minisd import Generator, StableDiffusionPipeline, viz
+from minisd.image_input import preprocess_image, read_pictures
 
 PROMPT = "a cat on a blue background"
 FAST = ("--steps", "2", "-s", "1")
@@ -30,11 +30,22 @@ def test_schedule_of_one_sampler_on_a_logarithmic_axis(minisd):
     assert "lms" in Path("lms.svg").read_text(encoding="utf-8")
 
 
-def test_latents_are_the_four_channels_of_the_run(minisd):
+def test_latents_are_the_four_channels_of_the_run(minisd, pipe):
     assert minisd("plot", "latents", PROMPT, *FAST)[:2] == (0, "latents.png\n")
-    x = StableDiffusionPipeline.from_pretrained("tiny")(PROMPT, num_inference_steps=2, seed=1, output_type="latent").images
+    x = pipe(PROMPT, num_inference_steps=2, seed=1, output_type="latent").images
     with Image.open("latents.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(viz.latent_channels(x)))
+
+
+def test_a_picture_in_place_of_a_prompt(minisd, pipe):
+    Image.new("RGB", (41, 34), (200, 30, 30)).save("red.png")
+    assert minisd("plot", "latents", "-i", "red.png")[0] == minisd("plot", "noise", "-i", "red.png", "--steps", "3", "--at", "2")[0] == 0
+    x = preprocess_image(read_pictures("red.png"), 32, 40)
+    with Image.open("latents.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(viz.latent_channels(pipe.encode_image(x, Generator(0)))))
+    with Image.open("noise.png") as image:
+        red, green, blue = np.asarray(image)[-60:-20, 20:100].reshape(-1, 3).mean(axis=0)
+    assert red > 150 and max(green, blue) < 90
 
 
 def test_noise_prompt_and_attention(minisd):
@@ -61,6 +72,9 @@ def test_files_are_numbered_unless_forced(minisd):
         (("latents", PROMPT, "-s", "-1"), "seed is -1"),
         (("latents", PROMPT, "--scheduler", "eular"), "ddim, lms, pndm"),
         (("noise", PROMPT, "--steps", "2", "--at", "2"), "index 2 is not in the schedule"),
+        (("noise",), "either a prompt or a picture"),
+        (("latents", PROMPT, "-i", "a.png"), "either a prompt or a picture"),
+        (("latents", "-i", "no.png"), "no.png does not exist"),
         (("histogram",), "No such command"),
     ],
 )
@@ -70,6 +84,6 @@ def test_what_cannot_be_meant_is_refused(minisd, args, message):
 
 
 def test_names_are_checked_before_weights_are_read(minisd, monkeypatch):
-    monkeypatch.setattr(Pipeline, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", lambda *a, **k: pytest.fail("weights were read"))
     for args in (("latents", PROMPT, "-o", "a.exe"), ("attention", PROMPT, "-s", "-1")):
         assert minisd("plot", *args)[0] == 2

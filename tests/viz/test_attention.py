@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minisd.errors import UsageError
 from minisd.tracing import trace
@@ -50,6 +51,17 @@ def test_a_word_of_several_tokens_is_one_word(pipe):
     places = [place for _, at in words for place in at]
     assert places == list(range(1, len(places) + 1)) and len(words[1][1]) > 1
     assert words_of(pipe.tokenizer, "cat " * 100)[-1] == ("cat", [75])  # cut as the tokenizer cuts
+
+
+def test_learned_words_are_words(pipe, tmp_path):
+    vectors = pipe.text_encoder.token_embedding[[3, 4]]
+    save_file({"<pair>": vectors}, tmp_path / "pair.safetensors")
+    pipe.load_textual_inversion(tmp_path / "pair.safetensors")
+    try:
+        assert words_of(pipe.tokenizer, pipe.maybe_convert_prompt("a <pair> cat")) == [("a", [1]), ("<pair>", [2]), ("<pair>_1", [3]), ("cat", [4])]
+        assert [word for word, _ in word_maps(pipe, "a <pair> cat", **OPTIONS)[1]] == ["a", "<pair>", "<pair>_1", "cat"]
+    finally:
+        pipe.unload_textual_inversion()
 
 
 @pytest.mark.parametrize("H, W", [(16, 16), (12, 18), (7, 5)])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minisd import Generator
+from minisd.errors import UsageError
 from minisd.schedulers import SCHEDULERS
 from minisd.viz import fit_preview, frames, noise_levels
 from minisd.viz.frames import as_seen
@@ -35,6 +36,13 @@ def test_exploding_latents_are_shown_at_the_variance_of_the_unet(pipe):
     for i, step in enumerate(steps):
         np.testing.assert_allclose(as_seen(pipe.scheduler, step), step.latents / np.sqrt(sigmas[i + 1] ** 2 + 1), rtol=1e-6)
     assert steps[0].latents.std() > 3 and 0.5 < as_seen(pipe.scheduler, steps[0]).std() < 1.5
+
+
+def test_steps_of_another_schedule_are_refused(pipe):
+    steps = steps_of(pipe, "lms")
+    pipe.scheduler.set_timesteps(7)
+    with pytest.raises(UsageError, match="set for another run"):
+        frames(pipe, steps[1:])
 
 
 def test_previews_need_no_decoder(pipe, monkeypatch):
