@@ -18,6 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from minisd import ops  # noqa: E402
 from minisd.compare import own_budget  # noqa: E402
 from minisd.teacher import compute  # noqa: E402
 from tests.goldens import golden  # noqa: E402
@@ -36,7 +37,8 @@ def measured() -> dict:
     for name in CONFIGS:
         file = golden(name)
         for record in file.records.values():
-            ours = compute(file.model("float32"), record.kind, record.path, record.inputs)
+            with ops.using(profile="exact"):
+                ours = compute(file.model("float32"), record.kind, record.path, record.inputs)
             y, plain, truth = (np.concatenate(parts) for parts in (
                 [a.ravel()[keep].astype("float64") for a, keep in zip(ours, record.positions)], [a.astype("float64") for a in record.plain], record.truth
             ))  # fmt: skip

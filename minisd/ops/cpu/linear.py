@@ -20,8 +20,8 @@ def refuses_half(x, *args, **kwargs):
 def product(x, w, b=None, out=None, depth=None):
     """x [S, C] @ w [C, C′] + b, by blocks of rows, or of columns where the rows are few.
 
-    depth: at most so many products are summed at a time, and the sums added up. BLAS sums up to 384 of them one after the other, and
-    the rounding error of such a sum grows with its length.
+    depth: at most so many products, and at most half of all, are summed at a time, and the sums added up. BLAS sums up to 384 of them
+    one after the other, and the rounding error of such a sum grows with its length.
     """
     S, C = x.shape
     C_out = w.shape[1]
@@ -32,7 +32,7 @@ def product(x, w, b=None, out=None, depth=None):
         pieces = [(rows, slice(None)) for rows in blocks(S, ROWS)]
     else:
         pieces = [(slice(None), columns) for columns in blocks(C_out, max(64, -(-C_out // COLUMNS)))]
-    first, *others = blocks(C, max(1, depth or C)) or [slice(None)]
+    first, *others = blocks(C, max(1, min(depth, (C + 1) // 2) if depth else C)) or [slice(None)]
 
     def piece(at):
         rows, columns = at
@@ -53,7 +53,7 @@ def fold(x, w, b, depth=None):
 
 @rung("linear", "short_sums", owner="numpy", refuses=refuses_half)
 def short_sums(x, w, b):
-    """y = x Wᵀ + b as a sum of products of 160 columns of x: nearer to the truth than torch, and a tenth slower than one product."""
+    """y = x Wᵀ + b as a sum of products of at most 160 columns of x: nearer to the truth than torch, and a tenth slower than one product."""
     return fold(x, w, b, DEPTH)
 
 
