@@ -90,7 +90,7 @@ def test_memory_at_64x64_latents():
     assert peak <= attention.SCORE_BYTES + (1 << 20) <= S * S * 4 / 4
 
 
-@pytest.mark.parametrize("rung", [r.name for r in ops.RUNGS["attention"]])
+@every_rung
 def test_a_mask_and_causal_together_are_one_mask(rung):
     q, k, v = np.random.RandomState(0).standard_normal((3, 1, 2, 5, 4)).astype("float32")
     mask = np.zeros((5, 5), dtype="float32")
