@@ -17,7 +17,7 @@ def test_every_file_is_the_one_in_the_manifest():
 
 
 def test_it_is_small_and_carries_its_notice():
-    assert sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) <= 25 * 2**20
+    assert sum(p.stat().st_size for p in WEIGHTS.rglob("*") if p.is_file()) < 25_000_000
     assert "Microsoft Corporation" in (WEIGHTS / "NOTICE").read_text()
 
 

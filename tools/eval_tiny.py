@@ -3,8 +3,11 @@
     python tools/eval_tiny.py --work tiny-work --model tiny
 
 Needs npm for the drawings, and no torch. Colour: the median of the 3-pixel frame is nearest to the asked one of the twelve. Noun: of all
-drawings at all training sizes and shifts, laid over that frame colour, the asked one is nearest to the picture (half size, squared error); a
+drawings at all training places, laid over that frame colour, the asked one is nearest to the picture (half size, squared error); a
 soft blob of the right outline passes, so look at the grids too.
+
+Three sets of prompts. Seen: pairs of noun and background that training showed. Held out: pairs that the last training never showed; a
+checkpoint it started from may have seen them. Clean: held-out pairs of the nouns in FRESH, which no checkpoint before has ever seen.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from tiny_data import FRESH, NOUNS, SIZE, compose, draw_pairs, load_sprites, prompt_of, save_grid, scores
+from tiny_data import FRESH, SIZE, compose, draw_pairs, load_sprites, prompt_of, save_grid, scores
 
 from minisd import StableDiffusionPipeline
 
@@ -25,22 +28,21 @@ def paint(pipe, pairs, guidance: float, seed: int = 100) -> np.ndarray:
     return np.stack([np.asarray(pipe(prompt_of(n, c), seed=seed + i, **run).images[0]) for i, (n, c) in enumerate(pairs)])
 
 
-def share(right) -> float | None:
-    return round(float(np.mean(right)), 3) if len(right) else None
+def share(right) -> float:
+    return round(float(np.mean(right)), 3)
 
 
-def score(pipe, seen, unseen, guidance: float, sprites, grid: Path) -> dict:
-    """Shares of pictures that are right, for pairs that training showed, for held-out ones, and for nouns that no earlier model knew."""
-    start, pairs, count = time.time(), np.concatenate([seen, unseen]), len(seen)
-    pictures = paint(pipe, pairs, guidance)
-    colour, noun = scores(pictures, pairs, sprites)
-    fresh = np.array([list(NOUNS)[n] in FRESH for n, _ in unseen])
-    save_grid(pictures[:120], grid, 12)
-    return {
-        "prompts": len(pairs), "seconds each": round((time.time() - start) / len(pairs), 2),
-        "colour seen": share(colour[:count]), "colour held out": share(colour[count:]), "colour fresh": share(colour[count:][fresh]),
-        "noun seen": share(noun[:count]), "noun held out": share(noun[count:]), "fresh prompts": int(fresh.sum()),
-    }  # fmt: skip
+def score(pipe, sets: dict, guidance: float, sprites, folder: Path) -> dict:
+    """For each set of prompts: how many, and the shares of pictures with the right background and with the right noun."""
+    result = {}
+    for name, pairs in sets.items():
+        start = time.time()
+        pictures = paint(pipe, pairs, guidance)
+        colour, noun = scores(pictures, pairs, sprites)
+        save_grid(pictures, folder / f"eval-guidance-{guidance:g}-{name.replace(' ', '-')}.png", 10)
+        result[name] = {"prompts": len(pairs), "colour": share(colour), "noun": share(noun), "seconds each": round((time.time() - start) / len(pairs), 2)}
+        print(f"guidance {guidance:g}, {name}: {json.dumps(result[name])}", flush=True)
+    return result
 
 
 def reconstruction_psnr(vae, sprites, grid: Path) -> float:
@@ -58,20 +60,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads, grids and eval.json")
     parser.add_argument("--model", default="tiny", help="what minisd takes as a model")
-    parser.add_argument("--count", type=int, default=200, help="prompts at full guidance, half of them held out")
-    parser.add_argument("--baseline", type=int, default=60, help="prompts at guidance 1")
+    parser.add_argument("--count", type=int, default=100, help="prompts of each set at full guidance")
+    parser.add_argument("--baseline", type=int, default=30, help="of them, again at guidance 1, from the seen and the clean ones")
     parser.add_argument("--guidance", type=float, default=5.0)
     args = parser.parse_args()
     (args.work / "grids").mkdir(parents=True, exist_ok=True)
     sprites, rng = load_sprites(args.work), np.random.default_rng(2024)
-    seen, unseen = draw_pairs(rng, args.count // 2), draw_pairs(rng, args.count // 2, unseen=True)
+    sets = {
+        "seen": draw_pairs(rng, args.count),
+        "clean": draw_pairs(rng, args.count, unseen=True, nouns=FRESH),
+        "held out": draw_pairs(rng, args.count, unseen=True),
+    }
+    few = {name: sets[name][: args.baseline] for name in ("seen", "clean")}
     pipe = StableDiffusionPipeline.from_pretrained(args.model)
 
     result = {"psnr": reconstruction_psnr(pipe.vae, sprites, args.work / "grids/eval-vae.png")}
-    for guidance, n in ((args.guidance, args.count // 2), (1.0, args.baseline // 2)):
-        grid = args.work / f"grids/eval-guidance-{guidance:g}.png"
-        result[f"guidance {guidance:g}"] = score(pipe, seen[:n], unseen[:n], guidance, sprites, grid)
-        print(json.dumps(result), flush=True)
+    print(json.dumps(result), flush=True)
+    result |= {f"guidance {g:g}": score(pipe, s, g, sprites, args.work / "grids") for g, s in ((args.guidance, sets), (1.0, few))}
     (args.work / "eval.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,13 +1,16 @@
 """Train the embedded tiny model: emoji pictures -> VAE -> text encoder + UNet -> a diffusers folder in fp16.
 
     python tools/train_tiny.py --work tiny-work                      everything, on one GPU or on the CPU
+    python tools/train_tiny.py --work tiny-work --init FOLDER --stages pool unet write decoder export
+                                                                     on from a model of these shapes, whose latents stay
     python tools/train_tiny.py --work tiny-work --stages decoder     the decoder alone, longer (the latents stay)
     python tools/train_tiny.py --work tiny-work --stages export      write tiny-work/export from the last checkpoints
 
 Needs the `reference` extra and npm. Every stage continues where it was interrupted; lengths are minutes of training, and
-the learning rate follows the minutes, so the same command suits a slow and a fast machine. Measured choices: a noise
+the learning rate follows the minutes, so the same command suits a slow and a fast machine. The decoder comes last: it learns
+from the encoder's latents and from those the UNet writes, so that it forgives the UNet's errors. Measured choices: a noise
 schedule that ends in pure noise (beta_end 0.02, v-prediction), without which the model ignores its prompt; two norm groups
-in the VAE, because more of them wipe out flat colour.
+in the VAE, because more of them wipe out flat colour; drawings of one size that sit on the latent's cells, mostly in the middle.
 """
 
 import argparse
@@ -23,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from tiny_data import (SIZE, caption, compose, draw_pairs, encode, load_sprites, prompt_of, save_grid, scores, train_tokenizer)
+from tiny_data import (FRESH, NOUNS, SIZE, caption, compose, draw_pairs, encode, load_sprites, prompt_of, save_grid, scores,
+                       train_tokenizer)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 LATENT = SIZE // 4                              # the side of the latents, of which there are four channels
@@ -38,7 +42,7 @@ def new_vae():
 
 def new_text_encoder(vocabulary):
     v = len(vocabulary)
-    return CLIPTextModel(CLIPTextConfig(vocab_size=v, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
+    return CLIPTextModel(CLIPTextConfig(vocab_size=v, hidden_size=128, intermediate_size=512, num_hidden_layers=2,
                                         num_attention_heads=4, projection_dim=128, bos_token_id=v - 2, eos_token_id=v - 1,
                                         pad_token_id=v - 1))
 
@@ -51,11 +55,14 @@ def new_unet():
 
 
 def new_models(args, vocabulary):
-    """Text encoder and UNet; from `--init`, with the embeddings of the tokens both vocabularies have."""
+    """Text encoder and UNet; from `--init`, with the layers `--layers` and the embeddings of the tokens both vocabularies have."""
     models = torch.nn.ModuleDict(dict(text=new_text_encoder(vocabulary), unet=new_unet()))
     if args.init:
         models["unet"] = UNet2DConditionModel.from_pretrained(args.init, subfolder="unet", torch_dtype=torch.float32)
-        donor = CLIPTextModel.from_pretrained(args.init, subfolder="text_encoder", dtype=torch.float32).state_dict()
+        donor = CLIPTextModel.from_pretrained(args.init, subfolder="text_encoder", dtype=torch.float32)
+        encoder = next(module for module in donor.modules() if hasattr(module, "layers"))
+        encoder.layers = torch.nn.ModuleList(encoder.layers[i] for i in args.layers)
+        donor = donor.state_dict()
         known = json.loads((pathlib.Path(args.init) / "tokenizer/vocab.json").read_text("utf-8"))
         name = next(key for key in donor if key.endswith("token_embedding.weight"))
         rows = models["text"].state_dict()[name].clone()
@@ -135,9 +142,9 @@ class Run:
         self.clock = time.monotonic()
 
 
-def bfloat16(device):
-    """bfloat16 products, float32 weights: 1.5 to 4 times as fast on both kinds of machine."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+def products(args):
+    """With --bfloat16, bfloat16 products of float32 weights: 1.5 to 4 times as fast where the processor has them, slower elsewhere."""
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bfloat16)
 
 
 def to_tensor(pictures, device):
@@ -152,9 +159,9 @@ def to_pictures(x):
 # ---------------------------------------------------------------- VAE
 
 def picture_loss(y, x):
-    """L1 + MSE + ½·|difference of mean colour| + ½·L1 of the finite differences, which keeps edges sharp."""
+    """L1 + MSE + ½·|difference of mean colour| + L1 of the finite differences, which keeps edges sharp."""
     edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-    return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * (y.mean((2, 3)) - x.mean((2, 3))).abs().mean() + 0.5 * edges
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * (y.mean((2, 3)) - x.mean((2, 3))).abs().mean() + edges
 
 
 def batch_of_pictures(rng, sprites, count, device):
@@ -177,22 +184,21 @@ def train_vae(args, sprites, whole):
     name = "vae" if whole else "decoder"
     vae = load_vae(args, decoder=False).to(args.device)
     trained = list(vae.parameters()) if whole else [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    run = Run(args, name, vae, trained, args.vae_minutes if whole else args.decoder_minutes, 1e-3, 0.998)
+    run = Run(args, name, vae, trained, args.vae_minutes if whole else args.decoder_minutes, 1e-3, 0.996)
     rng = np.random.default_rng(run.step + 1)
     pool = None if whole else open_pool(args)
     run.log(args, f"starts at {reconstruction_psnr(run.ema, sprites, args.device):.2f} dB")
     while not run.done():
         if whole:
             x = batch_of_pictures(rng, sprites, args.vae_batch, args.device)
-            with bfloat16(args.device):
+            with products(args):
                 code = vae.encode(x).latent_dist
                 y = vae.decode(code.mean + code.std * torch.randn_like(code.mean)).sample.float()
             run.update(picture_loss(y, x) + 1e-6 * code.kl().float().mean())
         else:
-            pick = rng.integers(len(pool["pairs"]), size=args.vae_batch)
-            x, z = to_tensor(pool["pictures"][pick], args.device), pool_latents(pool, pick, args.device) / vae.config.scaling_factor
-            with bfloat16(args.device):
-                y = vae.decode(z).sample.float()
+            x, z = decoder_batch(args, rng, pool)
+            with products(args):
+                y = vae.decode(z / vae.config.scaling_factor).sample.float()
             run.update(picture_loss(y, x))
         if run.every(1, "save"):
             run.save()
@@ -200,6 +206,18 @@ def train_vae(args, sprites, whole):
             run.log(args, f"{reconstruction_psnr(run.ema, sprites, args.device, args.work / f'grids/{name}.png'):.2f} dB")
     run.save()
     run.log(args, f"ends at {reconstruction_psnr(run.ema, sprites, args.device):.2f} dB")
+
+
+def decoder_batch(args, rng, pool):
+    """Pictures and latents to learn them from: as encoded or, three in eight, as the UNet wrote them, all with a little noise."""
+    pick = rng.integers(len(pool["pairs"]), size=args.vae_batch)
+    z = pool_latents(pool, pick, args.device)
+    if "written" in pool:
+        chosen = rng.integers(len(pool["written"]), size=3 * args.vae_batch // 8)
+        pick[:len(chosen)] = pool["written_from"][chosen]
+        z[:len(chosen)] = torch.from_numpy(pool["written"][chosen]).to(args.device).float()
+    z += 0.3 * torch.rand(len(z), 1, 1, 1, device=args.device)**2 * torch.randn_like(z)
+    return to_tensor(pool["pictures"][pick], args.device), z
 
 
 def load_vae(args, decoder=True):
@@ -221,11 +239,11 @@ def make_pool(args, sprites):
         return
     folder.mkdir(parents=True, exist_ok=True)
     vae, rng = load_vae(args, decoder=False).to(args.device), np.random.default_rng(0)
-    pairs = draw_pairs(rng, args.pool)
+    pairs = draw_pairs(rng, args.pool, nouns=[*NOUNS, *FRESH])     # what no ancestor knows is shown twice as often
     pictures = np.stack([compose(rng, sprites, n, c) for n, c in pairs])
     moments = []
     for i in range(0, len(pictures), 40):
-        with bfloat16(args.device):
+        with products(args):
             code = vae.encode(to_tensor(pictures[i:i + 40], args.device)).latent_dist
         moments.append(torch.cat([code.mean, code.std], 1).half().cpu().numpy())
     np.save(folder / "pictures.npy", pictures)
@@ -237,13 +255,12 @@ def make_pool(args, sprites):
 
 
 def open_pool(args):
-    return {name: np.load(args.work / f"pool/{name}.npy", mmap_mode="r") for name in ("pictures", "moments", "scaling", "pairs")}
+    return {path.stem: np.load(path, mmap_mode="r") for path in (args.work / "pool").glob("*.npy")}
 
 
 def pool_latents(pool, pick, device):
-    """Samples of the encoder's posterior, scaled for the UNet -> float32 (B, 4, 16, 16)."""
-    mean, std = torch.from_numpy(pool["moments"][pick]).to(device).float().chunk(2, 1)
-    return float(pool["scaling"]) * (mean + std * torch.randn_like(mean))
+    """Means of the encoder's posterior, scaled for the UNet -> float32 (B, 4, 16, 16); its noise would only blur the target."""
+    return float(pool["scaling"]) * torch.from_numpy(pool["moments"][pick, :4]).to(device).float()
 
 
 # ---------------------------------------------------------------- text encoder and UNet
@@ -272,22 +289,29 @@ def caption_gap(args, models, scheduler, vocabulary, pool):
     noise = torch.randn(z.shape, generator=generator, device=args.device)
     noisy, target = diffuse(scheduler, z, noise, t)
     ids = tokens(args, vocabulary, [prompt_of(n, c) for n, c in pool["pairs"][pick]])
-    with bfloat16(args.device):
+    with products(args):
         return [F.mse_loss(models["unet"](noisy, t, models["text"](i)[0]).sample.float(), target).item()
                 for i in (ids, ids.roll(1, 0))]
 
 
-@torch.no_grad()
-def sample(args, models, vae, scheduler, vocabulary, prompts, guidance, steps=25, seed=0):
-    """Pictures of the prompts by DDIM with classifier-free guidance -> uint8 (B, 64, 64, 3)."""
-    with bfloat16(args.device):
+def guided(args, models, scheduler, vocabulary, prompts, z, times, guidance):
+    """DDIM from latents z over the given times with classifier-free guidance -> float32 (B, 4, 16, 16)."""
+    with products(args):
         text = models["text"](tokens(args, vocabulary, [""] * len(prompts) + list(prompts)))[0]
-        z = torch.stack([torch.randn(4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed + i))
-                         for i in range(len(prompts))]).to(args.device)
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
+        for t in times:
             plain, told = models["unet"](torch.cat([z, z]), t.to(args.device), text).sample.float().chunk(2)
             z = scheduler.step(plain + guidance * (told - plain), t, z).prev_sample
+    return z
+
+
+@torch.no_grad()
+def sample(args, models, vae, scheduler, vocabulary, prompts, steps=25, seed=0):
+    """Pictures of the prompts by DDIM with classifier-free guidance -> uint8 (B, 64, 64, 3)."""
+    z = torch.stack([torch.randn(4, LATENT, LATENT, generator=torch.Generator().manual_seed(seed + i))
+                     for i in range(len(prompts))]).to(args.device)
+    scheduler.set_timesteps(steps)
+    z = guided(args, models, scheduler, vocabulary, prompts, z, scheduler.timesteps, args.guidance)
+    with products(args):
         return to_pictures(torch.cat([vae.decode(part / vae.config.scaling_factor).sample for part in z.split(16)]))
 
 
@@ -295,15 +319,16 @@ def train_unet(args, sprites):
     """Train text encoder and UNet together on the cached latents, plain MSE on v."""
     vocabulary, scheduler, pool = train_tokenizer(args.work / "tokenizer"), new_scheduler(), open_pool(args)
     models = new_models(args, vocabulary).to(args.device).train()
-    run = Run(args, "unet", models, list(models.parameters()), args.unet_minutes, args.rate, 0.999)
+    run = Run(args, "unet", models, list(models.parameters()), args.unet_minutes, args.rate, 0.998)
     rng = np.random.default_rng(run.step)
     while not run.done():
         pick = rng.integers(len(pool["pairs"]), size=args.batch)
-        ids = tokens(args, vocabulary, [caption(rng, n, c) for n, c in pool["pairs"][pick]])
-        z = pool_latents(pool, pick, args.device)
-        t = draw_times(args.batch, args.device)
+        z, t = pool_latents(pool, pick, args.device), draw_times(args.batch, args.device)
+        # Below t = 500 the picture shows through the noise: there more captions are empty, so that guidance has little left to exaggerate.
+        silent = (t < 500).cpu().numpy() & (rng.random(args.batch) < 0.3)
+        ids = tokens(args, vocabulary, ["" if s else caption(rng, n, c) for s, (n, c) in zip(silent, pool["pairs"][pick])])
         noisy, target = diffuse(scheduler, z, torch.randn_like(z), t)
-        with bfloat16(args.device):
+        with products(args):
             v = models["unet"](noisy, t, models["text"](ids)[0]).sample
         run.update(F.mse_loss(v.float(), target))
         if run.every(1, "save"):
@@ -319,14 +344,39 @@ def train_unet(args, sprites):
     run.log(args, report(args, run, load_vae(args).to(args.device), scheduler, vocabulary, sprites))
 
 
+@torch.no_grad()
+def write_latents(args):
+    """Latents as the UNet writes them, for the decoder to learn from: pool latents, noised up to a random time and sampled back."""
+    vocabulary, scheduler, pool = train_tokenizer(args.work / "tokenizer"), new_scheduler(), open_pool(args)
+    models, rng = new_models(args, vocabulary), np.random.default_rng(3)
+    models.load_state_dict(torch.load(args.work / "unet.pt", map_location="cpu", weights_only=True)["ema"])
+    models, written, picked = models.to(args.device).eval(), [], []
+    scheduler.set_timesteps(12)
+    clock = time.monotonic()
+    while time.monotonic() - clock < 60 * args.write_minutes:
+        pick = rng.integers(len(pool["pairs"]), size=16)
+        prompts = [prompt_of(n, c) for n, c in pool["pairs"][pick]]
+        times = scheduler.timesteps[rng.integers(3, 10):]          # from t = 665 … 167, where the place of the drawing is still to be seen
+        z = pool_latents(pool, pick, args.device)
+        z = scheduler.add_noise(z, torch.randn_like(z), times[:1].to(args.device))
+        written.append(guided(args, models, scheduler, vocabulary, prompts, z, times, rng.uniform(3, 8)).half().cpu().numpy())
+        picked.append(pick)
+    written, picked = np.concatenate(written), np.concatenate(picked)
+    error = np.sqrt(np.square(written - pool_latents(pool, picked, "cpu").numpy()).mean((1, 2, 3)))
+    keep = error < 0.5              # beside a spread of 1; in the others the drawing has moved or changed, and teaches only blur
+    print(f"{len(written)} latents, error {np.median(error):.3f} (median), {keep.sum()} kept", flush=True)
+    np.save(args.work / "pool/written.npy", written[keep])
+    np.save(args.work / "pool/written_from.npy", picked[keep])
+
+
 def report(args, run, vae, scheduler, vocabulary, sprites):
-    """Sample 48 prompts, half of them held-out pairs, save the grid and return their scores as text."""
+    """Sample 24 prompts, half of them held-out pairs, save the grid and return their scores as text."""
     rng = np.random.default_rng(7)
-    pairs = np.concatenate([draw_pairs(rng, 24), draw_pairs(rng, 24, unseen=True)])
-    pictures = sample(args, run.ema, vae, scheduler, vocabulary, [prompt_of(n, c) for n, c in pairs], args.guidance)
+    pairs = np.concatenate([draw_pairs(rng, 12), draw_pairs(rng, 12, unseen=True)])
+    pictures = sample(args, run.ema, vae, scheduler, vocabulary, [prompt_of(n, c) for n, c in pairs])
     save_grid(pictures, args.work / f"grids/unet-{int(run.seconds / 60):03d}.png", 12)
     colour, noun = scores(pictures, pairs, sprites)
-    return f"colour {colour[:24].mean():.0%} held out {colour[24:].mean():.0%}, noun {noun[:24].mean():.0%} held out {noun[24:].mean():.0%}"
+    return f"colour {colour[:12].mean():.0%} held out {colour[12:].mean():.0%}, noun {noun[:12].mean():.0%} held out {noun[12:].mean():.0%}"
 
 
 # ---------------------------------------------------------------- export
@@ -360,16 +410,19 @@ def export(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for downloads, checkpoints, grids and the result")
-    parser.add_argument("--stages", nargs="+", default=["vae", "pool", "decoder", "unet", "export"])
+    parser.add_argument("--stages", nargs="+", default=["vae", "pool", "unet", "write", "decoder", "export"])
     parser.add_argument("--init", help="a diffusers folder of the same shapes to train on from, instead of new weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (one per process is best on a busy machine)")
-    for name, default in (("vae-minutes", 20), ("decoder-minutes", 20), ("unet-minutes", 120), ("score-minutes", 6)):
+    for name, default in (("vae-minutes", 20), ("decoder-minutes", 20), ("unet-minutes", 120), ("write-minutes", 5), ("score-minutes", 12)):
         parser.add_argument(f"--{name}", type=float, default=default)
-    for name, default in (("vae-batch", 8), ("batch", 32), ("pool", 24000)):
+    for name, default in (("vae-batch", 8), ("batch", 16), ("pool", 10000)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of text encoder and UNet")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--rate", type=float, default=7e-4, help="peak learning rate of text encoder and UNet")
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--layers", type=int, nargs=2, default=(0, 1), help="the text layers of --init to start from")
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
+                        help="fast on GPUs and on processors with AVX512-BF16 or AMX")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -377,7 +430,8 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     sprites = load_sprites(args.work)
     stages = dict(vae=lambda: train_vae(args, sprites, True), pool=lambda: make_pool(args, sprites),
-                  decoder=lambda: train_vae(args, sprites, False), unet=lambda: train_unet(args, sprites), export=lambda: export(args))
+                  unet=lambda: train_unet(args, sprites),
+                  write=lambda: write_latents(args), decoder=lambda: train_vae(args, sprites, False), export=lambda: export(args))
     for stage in args.stages:
         stages[stage]()
 

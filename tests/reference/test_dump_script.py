@@ -48,7 +48,7 @@ def test_free_running_every_layer_of_ours_is_within_its_budget(dumped):
     assert result.same, result.headline()
     assert result.only_ours == [] and set(result.only_ref) <= {f"{name}{step}" for name in ("text_encoder", "unet.time_proj") for step in ("", "@1")}
     counts = {part: len({row.name for row in result.rows if row.name.startswith(part)}) for part in ("text_encoder", "unet", "vae")}
-    assert all(count > 35 for count in counts.values()), counts
+    assert all(count > 25 for count in counts.values()), counts
 
 
 def test_teacher_forced_every_module_is_within_its_budget(dumped):
