@@ -15,7 +15,7 @@ from PIL import Image
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emoji-datasource@16.0.0")
 SIZE, TOKENS = 64, 77
 SPRITE_SIZE, CELL = 48, 4    # a drawing's longer side; it sits in the middle or one latent cell (pixels) off it, so that every
-                             # drawing meets the cells of the latent in one way only: soft edges come from having to learn many
+                             # drawing meets the cells of the latent in one way only, which is less to learn
 EMPTY, PLAIN, BARE, SYNONYM = 0.12, 0.15, 0.10, 0.25    # captions: empty, without background, without article, with synonym
 
 COLOURS = {

@@ -8,9 +8,10 @@
 
 Needs the `reference` extra and npm. Every stage continues where it was interrupted; lengths are minutes of training, and
 the learning rate follows the minutes, so the same command suits a slow and a fast machine. The decoder comes last: it learns
-from the encoder's latents and from those the UNet writes, so that it forgives the UNet's errors. Measured choices: a noise
+from the encoder's latents and from those the UNet writes, meant to make it forgive the UNet's errors. Measured choices: a noise
 schedule that ends in pure noise (beta_end 0.02, v-prediction), without which the model ignores its prompt; two norm groups
-in the VAE, because more of them wipe out flat colour; drawings of one size that sit on the latent's cells, mostly in the middle.
+in the VAE, because more of them wipe out flat colour. Not measured one by one: the UNet's latents for the decoder, more empty
+captions at low noise, and drawings of one size on the latent's cells, mostly in the middle, which is also simply an easier task.
 """
 
 import argparse
@@ -324,7 +325,7 @@ def train_unet(args, sprites):
     while not run.done():
         pick = rng.integers(len(pool["pairs"]), size=args.batch)
         z, t = pool_latents(pool, pick, args.device), draw_times(args.batch, args.device)
-        # Below t = 500 the picture shows through the noise: there more captions are empty, so that guidance has little left to exaggerate.
+        # Below t = 500 the picture shows through the noise: there more captions are empty, in the hope that guidance exaggerates less.
         silent = (t < 500).cpu().numpy() & (rng.random(args.batch) < 0.3)
         ids = tokens(args, vocabulary, ["" if s else caption(rng, n, c) for s, (n, c) in zip(silent, pool["pairs"][pick])])
         noisy, target = diffuse(scheduler, z, torch.randn_like(z), t)
