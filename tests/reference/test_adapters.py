@@ -39,7 +39,7 @@ def pair(folder):
 
 def assert_same_pictures(ours, theirs, prompt=PROMPT):
     """A picture of four steps, and the latents behind it."""
-    options = dict(num_inference_steps=4, output_type="latent")
+    options = dict(num_inference_steps=4, guidance_scale=2.0, output_type="latent")  # more guidance enlarges rounding errors, too
     x = ours(prompt, seed=5, **options).images
     reference = theirs(prompt, generator=torch.manual_seed(5), **options).images
     assert relative_l2(x, reference.numpy()) <= 1e-4
@@ -164,7 +164,7 @@ def test_a_lora_of_peft_is_the_same_picture(pair, folder, tmp_path, targets, opt
     changed = assert_same_pictures(ours, theirs)
     assert relative_l2(changed, plain) > 1e-3
     ours.unload_lora_weights()
-    np.testing.assert_array_equal(ours(PROMPT, seed=5, num_inference_steps=4, output_type="latent").images, plain)
+    np.testing.assert_array_equal(ours(PROMPT, seed=5, num_inference_steps=4, guidance_scale=2.0, output_type="latent").images, plain)
 
 
 def test_two_adapters_weights_fuse_and_unfuse(pair, folder, tmp_path):
