@@ -11,7 +11,7 @@ from PIL import Image
 
 from minisd import StableDiffusionPipeline
 
-FIRST = ("a penguin on a purple background", dict(seed=1))  # the README's first command, at its defaults
+FIRST = ("a panda on a yellow background", dict(seed=1))  # the README's first command, at its defaults
 GALLERY = (
     "a panda on a yellow background", "a frog on a gray background", "a fox on a blue background", "a rocket on a white background",
     "a ghost on a purple background", "a bus on a green background", "a house on a turquoise background", "a cupcake on a brown background",
