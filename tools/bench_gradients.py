@@ -124,7 +124,8 @@ def measure(part: str, options) -> dict:
 def table(data: dict) -> str:
     e = data["environment"]
     lines = [
-        f"{e['cpu']}, one thread each, NumPy {e['numpy']} with OpenBLAS kernel {e['blas_kernel']}, torch {e['torch']}, {e['date']}.",
+        f"{e['cpu']}, one thread each, NumPy {e['numpy']} with OpenBLAS kernel {e['blas_kernel']}, torch {e['torch']}, {e['date']};"
+        f" load average {e['load_average_at_start']:.1f} before the run.",
         "",
         "| one forward pass and pullback | | seconds of CPU | peak memory, GB | of that the model | distance to torch |",
         "|---|---|---|---|---|---|",
@@ -137,6 +138,11 @@ def table(data: dict) -> str:
             lines.append(f"| {title} | {side} | {time_:.1f} | {memory['VmHWM'] / 1e9:.2f} | {memory['model'] / 1e9:.2f} | {distance} |")
             title = ""
     return "\n".join(lines)
+
+
+def write_table(data: dict):
+    between = r"(<!-- bench:gradients -->\n).*?(<!-- /bench:gradients -->)"
+    PAGE.write_text(re.sub(between, lambda m: f"{m[1]}{table(data)}\n{m[2]}", PAGE.read_text("utf-8"), flags=re.S), "utf-8")
 
 
 def main():
@@ -158,9 +164,7 @@ def main():
             print(f"  {part} memory {side}: {memory[side]}", flush=True)
         data[part] = {**measure(part, options), "memory": memory}
         RESULTS.write_text(json.dumps(data, indent=1) + "\n")
-    if PAGE.exists():
-        between = r"(<!-- bench:gradients -->\n).*?(<!-- /bench:gradients -->)"
-        PAGE.write_text(re.sub(between, lambda m: f"{m[1]}{table(data)}\n{m[2]}", PAGE.read_text("utf-8"), flags=re.S), "utf-8")
+        write_table(data)
 
 
 if __name__ == "__main__":
