@@ -53,14 +53,22 @@ def written_by_torch(model, folder: Path, run):
     return results
 
 
-def check(run, theirs, *patterns) -> list:
-    """Both numerics profiles keep their bounds; the layers that match, as (name, shape)."""
+def check(run, theirs, *patterns, truth=None) -> list:
+    """Both numerics profiles keep their bounds; the layers that match, as (name, shape).
+
+    truth: the same in float64, asked for where we are farther from torch: on AVX2 torch's own decoder is 6e-6 from it. Then ours keeps its
+    bound to the truth, and is as near to it as torch by the project's rule.
+    """
     with ops.using(profile="exact"), trace(*patterns) as seen:
         results = {"exact": run()}
     results["fast"] = run()
     for profile, ours in results.items():
         assert ours.dtype == np.float32 and ours.shape == theirs.shape
-        assert relative_l2(ours, theirs) <= TOLERANCE[profile], profile
+        if truth is None or relative_l2(ours, theirs) <= TOLERANCE[profile]:
+            assert relative_l2(ours, theirs) <= TOLERANCE[profile], profile
+        else:
+            exact = truth()
+            assert relative_l2(ours, exact) <= min(TOLERANCE[profile], 2 * relative_l2(theirs, exact)), profile
     return [(name.partition(".")[2], seen[name].shape) for name in seen]
 
 
@@ -112,7 +120,8 @@ def test_vae(tmp_path):
 
     shapes = check(encode, moments, "vae.encoder.down_blocks.?")
     assert [shape for _, shape in shapes] == [(1, 128, 256, 256), (1, 256, 128, 128), (1, 512, 64, 64), (1, 512, 64, 64)]
-    shapes = check(lambda: vae.decode(latents.numpy()), decoded, "vae.decoder.conv_in", "vae.decoder.mid_block", "vae.decoder.up_blocks.?")
+    shapes = check(lambda: vae.decode(latents.numpy()), decoded, "vae.decoder.conv_in", "vae.decoder.mid_block", "vae.decoder.up_blocks.?",
+                   truth=lambda: vae.astype("float64").decode(latents.numpy().astype("float64")))  # fmt: skip
     assert [shape for _, shape in shapes] == DECODER_TABLE
 
 
