@@ -62,7 +62,7 @@ def test_a_batch_has_a_row_for_each_picture(pipe):
 
 def test_noise_levels_show_what_add_noise_gives(pipe):
     pipe.scheduler = SCHEDULERS["lms"].from_config(pipe.scheduler.config)
-    x0 = pipe(PROMPT, num_inference_steps=2, seed=1, output_type="latent").images
+    x0 = pipe(PROMPT, num_inference_steps=8, seed=1, output_type="latent").images  # a finished picture is smooth
     pipe.scheduler.set_timesteps(5)
     noise = Generator(3).randn((1, 4, 16, 16))
     sheet = noise_levels(pipe, x0, noise, [0, 4], columns=2)
@@ -72,5 +72,5 @@ def test_noise_levels_show_what_add_noise_gives(pipe):
     cell = (sheet.width - 4) // 2  # two captioned cells and a gap of 4
     shown = np.asarray(sheet)[-128:, cell + 4 :][:, :128]
     np.testing.assert_array_equal(shown, np.asarray(expected).repeat(2, axis=0).repeat(2, axis=1))
-    noisy = np.asarray(sheet)[-128:, :128].astype(int)  # rougher, though the embedded decoder was trained to see through some noise
-    assert np.abs(np.diff(noisy, axis=0)).mean() > 1.2 * np.abs(np.diff(shown.astype(int), axis=0)).mean()
+    noisy = np.asarray(sheet)[-128:, :128].astype(int)
+    assert np.abs(np.diff(noisy, axis=0)).mean() > 1.5 * np.abs(np.diff(shown.astype(int), axis=0)).mean()
