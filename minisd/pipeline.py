@@ -17,7 +17,7 @@ from . import rng
 from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
-from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .models import AutoencoderKL, CLIPTextModel, Once, UNet2DConditionModel
 from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config
@@ -159,19 +159,21 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         """Noise at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
         return self.draw_noise(request, generator, latents) * self.scheduler.init_noise_sigma
 
-    def predict_noise(self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False):
+    def predict_noise(
+        self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False, once: Once | None = None
+    ):
         """The UNet's guided prediction at one step.
 
         latents [B, 4, H, W], already scaled for the model; context [2B, T, C], the negative prompts first, or [B, T, C] without guidance.
         two_passes: the two halves one after the other, in half the memory; equal to the doubled batch but for rounding.
+        once: of the run that this step belongs to, to save what does not change from step to step
         """
         if len(context) == len(latents):
-            return self.unet(latents, t, context)
-        uncond, cond = np.split(context, 2)
+            return self.unet(latents, t, context, once)
         if two_passes:
-            halves = self.unet(latents, t, uncond), self.unet(latents, t, cond)
+            halves = [self.unet(latents, t, half, once) for half in np.split(context, 2)]
         else:
-            halves = np.split(self.unet(np.concatenate((latents, latents)), t, context), 2)
+            halves = np.split(self.unet(latents, t, context, once), 2)
         return classifier_free_guidance(*halves, guidance_scale, guidance_rescale)
 
     def encode_image(self, image, generator=None) -> np.ndarray:
@@ -236,13 +238,14 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         accepted = inspect.signature(scheduler.step).parameters  # only DDIM takes eta and a generator
         options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         timesteps = scheduler.timesteps[start.index :]
+        once = Once(timesteps)
 
         def loop(x, context):
             for i, t in enumerate(timesteps):
                 x_in = scheduler.scale_model_input(x, t)
                 x_in = x_in if start.channels is None else np.concatenate((x_in, start.channels), axis=1)
                 noise_pred = check_finite(
-                    lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes),
+                    lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes, once),
                     f"the UNet, step {i + 1} of {len(timesteps)}", step=i,
                 )  # fmt: skip
                 result = scheduler.step(noise_pred, t, x, **options)

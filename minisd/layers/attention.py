@@ -3,8 +3,10 @@
 import math
 
 from .. import ops
+from ..backend import array_module
 from ..tracing import layer, listening, tap
 from .basic import add, conv2d, group_norm, layer_norm, linear
+from .ready import project
 
 # Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.
 TRANSFORMER_GROUP_NORM_EPS = 1e-6
@@ -33,14 +35,20 @@ def probabilities(q, k, *, heads):
     return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1])))
 
 
+def for_both(x, h):
+    """x once for each half of guidance: [B, …] -> [2B, …], where h has 2B rows; x itself where it has as many as h."""
+    return x if len(x) == len(h) else array_module(x).concatenate((x,) * (len(h) // len(x)))
+
+
 @layer
 def attention(p, x, context=None, *, heads):
     """softmax(Q Kᵀ / √D) V: queries from x; keys and values from the prompt, or from x itself where there is none.
 
-    x [B, S, C], context [B, T, C_text] or None -> [B, S, C]        Vaswani et al., arXiv:1706.03762; diffusers `Attention`
+    x [B, S, C], context [B, T, C_text], or Ready, or None -> [B, S, C]        Vaswani et al., arXiv:1706.03762; diffusers `Attention`
     """
     context = x if context is None else context
-    q, k, v = linear(p.to_q, x), linear(p.to_k, context), linear(p.to_v, context)
+    q, k, v = linear(p.to_q, x), project(p.to_k, context), project(p.to_v, context)
+    q = for_both(q, k)  # here the two halves of guidance part: until now they were one
     tap(p, "probs", lambda: probabilities(q, k, heads=heads))  # computed only for who asks for it
     return linear(p.to_out[0], multi_head(q, k, v, heads=heads))
 
@@ -64,11 +72,12 @@ def feed_forward(p, x):
 def transformer_block(p, x, context, *, heads):
     """Self-attention, cross-attention, feed-forward, each as x + f(norm(x)).
 
-    x [B, S, C], context [B, T, C_text] -> [B, S, C]        diffusers `BasicTransformerBlock`
+    x [B, S, C], or half of it, context [B, T, C_text] or Ready -> [B, S, C]        diffusers `BasicTransformerBlock`
     """
     eps = TRANSFORMER_LAYER_NORM_EPS
     x = add(x, attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads))
-    x = add(x, attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads))
+    h = attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads)
+    x = add(for_both(x, h), h)
     return add(x, feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps)))
 
 
@@ -76,7 +85,7 @@ def transformer_block(p, x, context, *, heads):
 def spatial_transformer(p, x, context, *, heads, groups):
     """norm → project → transformer over all pixels as tokens → project → add the skip.
 
-    x [B, H, W, C], context [B, T, C_text] -> [B, H, W, C]        LDM, arXiv:2112.10752; diffusers `Transformer2DModel`
+    x [B, H, W, C], or half of it, context [B, T, C_text] or Ready -> [B, H, W, C]        LDM, arXiv:2112.10752; diffusers `Transformer2DModel`
     """
     B, H, W, C = x.shape
     h = group_norm(p.norm, x, groups=groups, eps=TRANSFORMER_GROUP_NORM_EPS)
@@ -86,9 +95,10 @@ def spatial_transformer(p, x, context, *, heads, groups):
         h = linear(p.proj_in, h.reshape(B, H * W, C))
     for block in p.transformer_blocks:
         h = transformer_block(block, h, context, heads=heads)
+    x = for_both(x, h)
     if p.proj_out.weight.ndim == 4:
-        return add(x, conv2d(p.proj_out, h.reshape(B, H, W, C)))
-    return add(x, linear(p.proj_out, h).reshape(B, H, W, C))
+        return add(x, conv2d(p.proj_out, h.reshape(x.shape)))
+    return add(x, linear(p.proj_out, h).reshape(x.shape))
 
 
 @layer

@@ -7,6 +7,7 @@ import math
 
 from ..dispatch import rung
 from .device import device
+from .graph import recording
 from .kernel import OF_DTYPE, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
 
@@ -95,7 +96,11 @@ def refuses_all_but_half(x, *args, **kwargs):
     return None if OF_DTYPE.get(x.dtype) == "half" else "takes float16: in float32 it is the reference"
 
 
-@rung("linear", "cublas", owner="cupy", refuses=refuses_all_but_half)
+def refuses_recording(x, *args, **kwargs):
+    return refuses_all_but_half(x) or ("CuPy lets no cuBLAS call into a CUDA graph" if recording() else None)
+
+
+@rung("linear", "cublas", owner="cupy", refuses=refuses_recording)
 def linear_cublas(x, w, b):
     """cuBLAS through CuPy's @: float16 operands, float32 sums; the bias in a second pass."""
     y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
