@@ -35,9 +35,9 @@ def probabilities(q, k, *, heads):
     return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1])))
 
 
-def for_both(x, h):
-    """x once for each half of guidance: [B, …] -> [2B, …], where h has 2B rows; x itself where it has as many as h."""
-    return x if len(x) == len(h) else array_module(x).concatenate((x,) * (len(h) // len(x)))
+def for_both(x, other):
+    """x for each half of guidance: [B, …] -> [2B, …] where `other` has 2B rows; x itself where it has as many."""
+    return x if len(x) == len(other) else array_module(x).concatenate((x,) * (len(other) // len(x)))
 
 
 @layer
@@ -77,7 +77,7 @@ def transformer_block(p, x, context, *, heads):
     eps = TRANSFORMER_LAYER_NORM_EPS
     x = add(x, attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads))
     h = attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads)
-    x = add(for_both(x, h), h)
+    x = add(for_both(x, context), h)
     return add(x, feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps)))
 
 
