@@ -1,0 +1,117 @@
+"""A step on the GPU as one CUDA graph: a toy UNet on the stand-in that records, by the GPU's own kernels in the simulator."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from minisd import ops, trace
+from minisd.config import UNetConfig
+from minisd.models import Once, UNet2DConditionModel
+from minisd.params import Params
+from tests.cudasim.recorder import State, recorder
+from tests.cudasim.simulator import needs_simulator
+from tests.models.test_models_cuda import draw, model
+from tests.numerics import relative_l2
+
+pytestmark = needs_simulator
+CONFIG = UNetConfig(
+    block_out_channels=(40,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=24,
+    attention_head_dim=(1,), norm_num_groups=4, layers_per_block=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def gpu():
+    with recorder() as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def mma():
+    """The rung that a graph has to take, for launched steps too: to compare the bits."""
+    with ops.using(linear="mma"):
+        yield
+
+
+@pytest.fixture
+def unet(gpu):
+    unet = model(UNet2DConditionModel, CONFIG, "float16")
+    unet.params = uploaded(unet.params, gpu)
+    return unet
+
+
+def uploaded(params, gpu) -> Params:
+    """On the GPU, convolutions channels-last as before."""
+    return params.map(lambda w: gpu.put(np.ascontiguousarray(w.transpose(2, 3, 1, 0))).transpose(3, 2, 0, 1) if w.ndim == 4 else gpu.put(w))
+
+
+def step(gpu, t=17.0, seed=0, context=None):
+    """An image, a timestep, and the two prompts of guidance."""
+    image = np.random.RandomState(seed).standard_normal((1, 4, 3, 4)).astype("float16")
+    return gpu.put(image), t, gpu.put(draw(2, 7, 24) if context is None else context)
+
+
+def test_the_replayed_steps_are_the_launched_ones(gpu, unet, mma):
+    """Other latents, timesteps and prompts, to the last bit; Python launches nothing and brings nothing but the arguments."""
+    once = Once([17.0, 925.25])
+    unet(*step(gpu), once)
+    graph = unet.replay.graph
+    for arguments in (step(gpu, 925.25, 1), step(gpu, 17.0, 2, 0.5 * draw(2, 7, 24))):
+        prompts, launched, uploads = len(once.prompts), len(gpu.launches), State.uploads
+        y = unet(*arguments, once)
+        prepared = 8 * (len(once.prompts) - prompts)  # keys and values of four layers, if the prompt is another
+        assert len(gpu.launches) - launched == prepared and State.uploads == uploads
+        np.testing.assert_array_equal(y.get(), unet(*arguments).get())
+    assert unet.replay.graph is graph and graph.graph.launches == 3
+
+
+def test_the_result_is_near_the_truth(gpu, unet):
+    sample, t, context = step(gpu)
+    exact = model(UNet2DConditionModel, CONFIG, "float64")(sample.get().astype("float64"), t, context.get().astype("float64"))
+    assert relative_l2(unet(sample, t, context, Once()).get(), exact) <= 2e-3
+
+
+def test_other_weights_are_recorded_anew_and_the_graph_outlives_a_run(gpu, unet, mma):
+    first = unet(*step(gpu), Once([17.0])).get()
+    graph = unet.replay.graph
+    np.testing.assert_array_equal(unet(*step(gpu), Once([17.0])).get(), first)
+    assert unet.replay.graph is graph
+    unet.params = unet.params.replace({"conv_out.bias": gpu.put(np.ones(4, "float16"))})
+    assert unet.replay is None
+    np.testing.assert_array_equal(unet(*step(gpu), Once([17.0])).get(), unet(*step(gpu)).get())
+    assert relative_l2(unet(*step(gpu)).get(), first) > 0.1
+
+
+def test_another_choice_of_rungs_is_recorded_anew(gpu, unet, mma):
+    unet(*step(gpu), Once([17.0]))
+    launched = len(gpu.launches)
+    with ops.using(layer_norm="warp"):
+        unet(*step(gpu), Once([17.0]))
+    assert any("layer_norm_warp" in name for name in gpu.launches[launched:])
+
+
+@pytest.mark.parametrize("why", ["switched off", "listened to", "several timesteps"])
+def test_where_there_is_no_graph(gpu, unet, why):
+    once = Once()
+    if why == "switched off":
+        unet.cuda_graph = False
+        unet(*step(gpu), once)
+    elif why == "listened to":
+        with trace("unet.*.attn2.to_k") as seen:
+            unet(*step(gpu), once)
+        assert {len(seen[name]) for name in seen} == {2}
+    else:
+        sample, _, context = step(gpu)
+        unet(np.concatenate((sample, sample)), np.array([17.0, 3.0]), context)
+        unet(sample, [17.0], context, once)
+    assert unet.replay is None
+
+
+def test_a_step_that_cannot_be_recorded_is_launched(gpu, unet, caplog):
+    """Here because the product asked for is the reference's, which is cuBLAS."""
+    with caplog.at_level(logging.DEBUG, "minisd"), ops.using(linear="reference"):
+        once = Once()
+        ys = [unet(*step(gpu), once).get() for _ in range(2)]
+    assert len(caplog.messages) == 1 and "cuBLAS" in caplog.messages[0]
+    np.testing.assert_array_equal(*ys)
