@@ -9,12 +9,15 @@ raises. What is recorded knows addresses, not arrays: it keeps no array alive, a
 that an array gives back goes to the pool it came from, full of NaN, and to the next array of that pool that asks for as much.
 """
 
+import ctypes
 import sys
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import numpy as np
 
+from minisd.ops.cuda import cublas
 from minisd.ops.cuda.device import on_device
 from tests.cudasim.simulator import FORWARD, Simulator, function, run_text
 
@@ -104,12 +107,16 @@ class ndarray(np.ndarray):
     """`cupy.ndarray`: what makes a new array out of it goes through `compute`."""
 
     device = SimpleNamespace(id=0)
-    data = SimpleNamespace(ptr=0)
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         if ufunc is np.matmul and State.nodes is not None:
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")  # CuPy 14.2, issue 6290
-        return compute(getattr(ufunc, method), inputs, options, out[0] if out else None)
+        f = matmul if ufunc is np.matmul else getattr(ufunc, method)
+        return compute(f, inputs, options, out[0] if out else None)
 
     def __array_function__(self, f, types, args, options):
         return compute(f, args, options)
@@ -155,6 +162,11 @@ class ndarray(np.ndarray):
         return self._number(bool)
 
 
+def matmul(a, b):
+    """float16 products are summed in float32, as by cuBLAS."""
+    return (a.astype("float32") @ b.astype("float32")).astype("float16") if a.dtype == np.float16 else a @ b
+
+
 def put(x, dtype=None) -> ndarray:
     """`cupy.asarray`: an array on the GPU, in C order."""
     if isinstance(x, ndarray):
@@ -174,7 +186,7 @@ class Stream:
     """`cupy.cuda.Stream`"""
 
     def __init__(self, non_blocking=False):
-        self.non_blocking, self.recorded = non_blocking, None
+        self.non_blocking, self.ptr = non_blocking, id(self)
 
     def __enter__(self):
         State.streams.append(self)
@@ -224,7 +236,7 @@ class Recorder(Simulator):
 
     def __init__(self, cupy):
         super().__init__(ways=[FORWARD])
-        self.cupy, self.put = cupy, put
+        self.cupy, self.put, self.cublas = cupy, put, Cublas()
 
     def empty(self, shape, dtype):
         return allocate(shape, dtype)
@@ -240,6 +252,36 @@ class Recorder(Simulator):
             run_text(f, instance, grid, block, values, shared, self.ways)
 
         State.nodes.append(node) if State.nodes is not None else node()
+
+
+class Cublas:
+    """The functions of libcublas that `minisd.ops.cuda.cublas` calls, on addresses, in cuBLAS's order by columns. calls: their names."""
+
+    def __init__(self):
+        self.calls, self.workspaces = [], {}
+
+    def __getattr__(self, name):
+        if name not in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasDestroy_v2"):
+            raise AttributeError(name)
+        return lambda *args: self.calls.append((name, *(getattr(a, "value", None) for a in args))) or 0
+
+    def cublasGemmEx(self, handle, op_a, op_b, m, n, k, one, a, a_type, lda, b, b_type, ldb, zero, c, c_type, ldc, compute_type, algorithm):
+        self.calls.append(("cublasGemmEx", handle.value))
+        assert (a_type, b_type, c_type, compute_type, algorithm, op_b) == (2, 2, 2, 68, -1, 0) and (one._obj.value, zero._obj.value) == (1.0, 0.0)
+
+        def by_columns(pointer, rows, columns, leading):
+            """A [rows, columns] matrix whose columns lie `leading` numbers apart."""
+            memory = (ctypes.c_uint16 * (leading * columns)).from_address(pointer.value)
+            return np.frombuffer(memory, np.float16).reshape(columns, leading)[:, :rows].T
+
+        A, B, C = by_columns(a, *((k, m) if op_a else (m, k)), lda), by_columns(b, k, n, ldb), by_columns(c, m, n, ldc)
+
+        def node():
+            x, w = B.T.astype("float32"), (A if op_a == 0 else A.T).astype("float32")
+            C[...] = (x @ w.T).T
+
+        State.nodes.append(node) if State.nodes is not None else node()
+        return 0
 
 
 class CuPy(ModuleType):
@@ -277,7 +319,7 @@ def recorder():
     sys.modules["cupy"] = cupy
     try:
         gpu = Recorder(cupy)
-        with on_device(gpu):
+        with on_device(gpu), mock.patch.object(cublas, "library", lambda: gpu.cublas):
             yield gpu
     finally:
         del sys.modules["cupy"]

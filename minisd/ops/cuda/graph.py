@@ -19,17 +19,11 @@ records, and the step is then launched kernel by kernel, as before.
 import contextlib
 import logging
 import threading
-from contextvars import ContextVar
 
+from .cublas import recorded_on
 from .device import device
 
 log = logging.getLogger("minisd")
-_RECORDING: ContextVar[bool] = ContextVar("minisd_cuda_recording", default=False)
-
-
-def recording() -> bool:
-    """Whether launches are being recorded, or warmed up for it. Then CuPy lets no cuBLAS call through."""
-    return _RECORDING.get()
 
 
 class Graph:
@@ -42,14 +36,10 @@ class Graph:
         self.pool = cuda.MemoryPool()
         stream = cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
         cuda.get_current_stream().synchronize()
-        token = _RECORDING.set(True)
-        try:
-            with stream, cuda.using_allocator(self.pool.malloc):
-                f(*self.inputs)  # compiles and loads kernels, and leaves in the pool the memory that the recording will ask for
-                stream.synchronize()
-                self.graph, self.output = record(stream, f, self.inputs)
-        finally:
-            _RECORDING.reset(token)
+        with stream, cuda.using_allocator(self.pool.malloc), recorded_on(stream) as self.blas:
+            f(*self.inputs)  # compiles and loads kernels, and leaves in the pool the memory that the recording will ask for
+            stream.synchronize()
+            self.graph, self.output = record(stream, f, self.inputs)
 
     def __call__(self, *inputs):
         for mine, x in zip(self.inputs, inputs):

@@ -6,8 +6,8 @@ The kernels are in `kernels/gemm`, each with a header that says what it does and
 import math
 
 from ..dispatch import rung
+from .cublas import product
 from .device import device
-from .graph import recording
 from .kernel import OF_DTYPE, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
 
@@ -96,12 +96,8 @@ def refuses_all_but_half(x, *args, **kwargs):
     return None if OF_DTYPE.get(x.dtype) == "half" else "takes float16: in float32 it is the reference"
 
 
-def refuses_recording(x, *args, **kwargs):
-    return refuses_all_but_half(x) or ("CuPy lets no cuBLAS call into a CUDA graph" if recording() else None)
-
-
-@rung("linear", "cublas", owner="cupy", refuses=refuses_recording)
+@rung("linear", "cublas", owner="cupy", refuses=refuses_all_but_half)
 def linear_cublas(x, w, b):
-    """cuBLAS through CuPy's @: float16 operands, float32 sums; the bias in a second pass."""
-    y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
+    """cuBLAS: float16 operands, float32 sums; the bias in a second pass."""
+    y = product(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
     return y if b is None else y + b
