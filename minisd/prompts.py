@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from .backend import array_module
+from .backend import array_module, like
 from .errors import UsageError
 from .prompt_weights import chunks, encode_weighted
 
@@ -63,16 +63,15 @@ def embed(text_encoder, ids, replacements: dict | None = None):
     ids = np.asarray(ids)
     x = text_encoder.embeddings(ids)
     table, positions = text_encoder.token_embedding, text_encoder.position_embedding
-    xp = array_module(table)
     for token, vector in (replacements or {}).items():
         places = ids == _row(token, table)
         if not places.any():
             raise UsageError(f"the token {token} is not in the prompt", "so nothing would be replaced", "tokenizer.table(prompt) shows its tokens")
-        vector = xp.asarray(vector, dtype=table.dtype)
+        vector = like(vector, x)
         if vector.shape != table.shape[1:]:
             raise UsageError(f"the vector for token {token} has the shape {list(vector.shape)}", "", f"give {list(table.shape[1:])}, like a row of token_embedding")
         b, t = places.nonzero()
-        x[b, t] = vector + positions[t]
+        x[b, t] = vector + like(positions[t], x)
     return x
 
 

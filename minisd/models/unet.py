@@ -15,7 +15,7 @@ from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
 from ..tracing import layer
-from .model import Model, expect_input
+from .model import Model
 
 
 @layer
@@ -97,15 +97,18 @@ class UNet2DConditionModel(Model):
 
     def __call__(self, sample, timestep, encoder_hidden_states):
         """sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> [B, C, H, W] of the same dtype."""
-        return to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
+        with self.running():
+            y = to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
+            return self.give_back(y, sample)
 
     def inputs(self, sample, timestep, encoder_hidden_states) -> tuple:
-        """The arguments of a call, checked and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]."""
-        c, xp = self.config, array_module(sample, encoder_hidden_states, names=("sample", "encoder_hidden_states"))
-        expect_input(self, "sample", sample, (None, c.in_channels, None, None))
-        widths = set(c.per_block("cross_attention_dim"))
-        expect_input(self, "encoder_hidden_states", encoder_hidden_states, (len(sample), None, widths.pop() if len(widths) == 1 else None))
+        """The arguments of a call, checked, where the model is, and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]."""
+        c, widths = self.config, set(self.config.per_block("cross_attention_dim"))
+        x = self.take("sample", sample, (None, c.in_channels, None, None))
+        width = widths.pop() if len(widths) == 1 else None
+        context = self.take("encoder_hidden_states", encoder_hidden_states, (len(sample), None, width))
+        xp = array_module(x)
         t = xp.asarray(timestep, dtype="float64").reshape(-1)
         if t.size not in (1, len(sample)):
             raise ContractError(f"{t.size} timesteps for {len(sample)} samples", "", "give one timestep, or one for each sample")
-        return to_nhwc(sample), xp.broadcast_to(t, (len(sample),)), encoder_hidden_states
+        return to_nhwc(x), xp.broadcast_to(t, (len(sample),)), context
