@@ -35,7 +35,7 @@ def device_of(x) -> str:
 
 def host_dtype(dtype) -> np.dtype:
     """What numbers of this dtype are on the host: float32 for float16, in which NumPy has no matrix product, else the same."""
-    return np.dtype("float32") if dtype == np.float16 else np.dtype(dtype)
+    return np.dtype("float32") if np.dtype(dtype) == np.float16 else np.dtype(dtype)
 
 
 def to_numpy(x) -> np.ndarray:
@@ -59,7 +59,9 @@ def to_device(x, device: str):
 
 def like(x, other):
     """x where `other` lives, and in its dtype."""
-    return to_device(x if hasattr(x, "dtype") else np.asarray(x), device_of(other)).astype(other.dtype, copy=False)
+    x = x if hasattr(x, "dtype") else np.asarray(x)
+    with beside(x):
+        return to_device(x.astype(other.dtype, copy=False), device_of(other))
 
 
 def beside(x):

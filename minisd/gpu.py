@@ -111,7 +111,7 @@ def _no_gpu(cupy, status: int, message: str) -> ResourceError:
     if status == INSUFFICIENT_DRIVER:
         needed = cupy.cuda.runtime.runtimeGetVersion()
         wheel = (installed() or ["this CuPy"])[0].split()[0]
-        fix = f'pip uninstall -y {wheel}, then pip install "minisd[cuda12]"' if driver >= 12000 > needed - 1000 else "update the driver"
+        fix = f'pip uninstall -y {wheel}, then pip install "minisd[cuda12]"' if needed >= 13000 > driver >= 12000 else "update the driver"
         return ResourceError(f"the driver is too old for {wheel}", f"it knows CUDA up to {release(driver)}, {wheel} needs {release(needed)}", fix)
     if status == NO_DEVICE:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from .backend import array_module, like
+from .backend import array_module, like, to_numpy
 from .errors import UsageError
 from .prompt_weights import chunks, encode_weighted
 
@@ -76,11 +76,12 @@ def embed(text_encoder, ids, replacements: dict | None = None):
 
 
 def mix(text_encoder, weights: dict):
-    """A token between tokens: Σ wᵢ E[i].        weights {id: number} -> [C]"""
+    """A token between tokens: Σ wᵢ E[i].        weights {id: number} -> [C], on the host"""
     table = text_encoder.token_embedding
     if not weights:
         raise UsageError("nothing to mix", "", "give {id: weight, …}")
-    return sum(float(w) * table[_row(token, table)] for token, w in weights.items())
+    rows = ((to_numpy(table[_row(token, table)]), w) for token, w in weights.items())
+    return sum(float(w) * row.astype(text_encoder.host_dtype, copy=False) for row, w in rows)
 
 
 def lerp(a, b, t: float):

@@ -134,7 +134,7 @@ def check_dtype(dtype, device: str = "cpu") -> str:
         name = str(dtype)
     if name == "float16" and device == "cpu":
         why = "NumPy has no float16 matrix product; files in float16 are read into float32 exactly"
-        raise UsageError("float16 cannot be computed on the CPU", why, "leave dtype at float32")
+        raise UsageError("float16 cannot be computed on the CPU", why, 'use dtype float32; for a model on a GPU: .to("cpu", "float32")')
     if name not in ("float16", "float32", "float64"):
         raise UsageError(f"dtype {name!r} is not known", "", f"use float32 or float64{'' if device == 'cpu' else ', or float16'}")
     return name
