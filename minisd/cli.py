@@ -50,7 +50,7 @@ class PromptGroup(click.Group):
 @click.group(cls=PromptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EPILOG)
 @click.version_option(__version__, prog_name="minisd")
 def cli():
-    """Stable Diffusion in pure NumPy.  minisd "a red apple on a blue background"  makes a picture without network or GPU."""
+    """Stable Diffusion in NumPy, or on an NVIDIA GPU.  minisd "a red apple on a blue background"  makes a picture without network or GPU."""
 
 
 @cli.command(epilog=EPILOG)

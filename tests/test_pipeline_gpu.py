@@ -3,7 +3,10 @@
 The plain tests let the reference compute every op; those marked `kernels` run every launch of the CUDA kernels in the simulator.
 """
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,15 +14,18 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from minisd import Generator, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, prompts, trace, vjp
-from minisd.commands import doctor
+from minisd.commands import doctor, verify
 from minisd.errors import ContractError, ResourceError, UsageError
 from minisd.image import read_recipe
+from minisd.ops import RUNGS
+from minisd.ops.cuda.device import on_device
 from minisd.tracefile import TraceFile
 from minisd.viz import fit_preview, frames, word_maps
 
 from .adapters.lora_bytes import matrices, peft
 from .adapters.test_lora_file import MODULES, SHAPES
-from .cudasim.cupy_stand_in import OutOfMemoryError, reference_gpu, stand_in
+from .cudasim.cupy_stand_in import OutOfMemoryError, StandInSimulator, reference_gpu, stand_in
+from .cudasim.simulator import needs_simulator
 from .numerics import relative_l2
 from .test_cli import run as command_line
 from .tiny_folder import write_tiny_sd2
@@ -318,3 +324,87 @@ def test_doctor_shows_the_gpu_or_why_there_is_none(gpu):
         text = doctor.graphics(problems)
     assert text.startswith("not used: there is no NVIDIA driver") and "fix: install the driver" in text
     assert problems == ["the GPU: there is no NVIDIA driver"], "who installed CuPy wants it used"
+
+
+def test_verify_checks_both_dtypes_on_a_gpu(gpu, monkeypatch):
+    record, asked = json.loads(verify.RECORD.read_text())["model"], []
+
+    def values(dtype, device):
+        asked.append((dtype, device))
+        return {name: [1.01 * v for v in numbers] if dtype == "float16" else numbers for name, numbers in record.items()}
+
+    monkeypatch.setattr(verify, "model_values", values)
+    checks = verify.golden("cuda")
+    assert asked == [("float32", "cuda:0"), ("float16", "cuda:0")] and len(checks) == 2 * len(record)
+    halves = [check for check in checks if check["name"].startswith("float16: ")]
+    assert len(halves) == len(record) and all(check["ok"] and check["allowed"] == verify.ALLOWED_HALF for check in halves)
+
+
+def test_the_page_about_the_gpu_runs(gpu):
+    page = Path(__file__).parents[1] / "docs" / "gpu.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    exec("".join(blocks), {})
+
+
+# ----- by the kernels ------------------------------------------------------------------------------------------------------
+
+# Heads of 40 and 80, for which there is Flash attention; the text encoder's are 11 wide.
+WIDE_HEADS = dict(
+    block_out_channels=(40, 80), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    attention_head_dim=(1, 1), transformer_layers_per_block=1, norm_num_groups=4,
+)  # fmt: skip
+COMPOSED = {"embedding", "feed_forward"}  # of other ops, or a look-up
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """{(op, rung)} of everything that ran on arrays of CuPy's stand-in."""
+    found = set()
+
+    def noting(rung):
+        def run(*args, **kwargs):
+            if any(isinstance(a, StandInSimulator.array_type) for a in args):
+                found.add((rung.op, rung.name))
+            return rung.run(*args, **kwargs)
+
+        return dataclasses.replace(rung, run=run)
+
+    for op, ladder in RUNGS.items():
+        monkeypatch.setitem(RUNGS, op, [noting(rung) for rung in ladder])
+    return found
+
+
+@needs_simulator[0]
+@needs_simulator[1]
+def test_a_picture_by_the_kernels(tmp_path, ran):
+    """Prompt, UNet and decoder: each op that has a kernel launches one, and no launch copies a weight."""
+    folder = write_tiny_sd2(tmp_path, unet=WIDE_HEADS)
+    options = dict(num_inference_steps=1)
+    truth = paint(StableDiffusionPipeline.from_pretrained(folder), **options)
+    device = StandInSimulator()
+    with stand_in(), on_device(device):
+        pipe = StableDiffusionPipeline.from_pretrained(folder, device="cuda")
+        kernels = {w.transpose(2, 3, 1, 0).shape for part in ("unet", "vae") for _, w in getattr(pipe, part).params.items() if w.ndim == 4}
+        picture = paint(pipe, **options)
+    assert 0.0 < relative_l2(picture, truth) <= BOUND
+    assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
+    assert ("attention", "flash") in ran and not kernels & set(device.copies)
+
+
+@needs_simulator[0]
+@needs_simulator[1]
+def test_a_changed_picture_by_the_kernels(tmp_path, ran):
+    """The encoder, and weights that a LoRA was merged into on the device."""
+    folder = write_tiny_sd2(tmp_path)
+    save_file(peft(matrices(SHAPES, MODULES)), folder / "ink.safetensors")
+    device, pictures = StandInSimulator(), []
+    with stand_in(), on_device(device):
+        for where in ("cuda", "cpu"):
+            pipe = StableDiffusionImg2ImgPipeline.from_pretrained(folder, device=where)
+            pipe.load_lora_weights(folder / "ink.safetensors")
+            with trace(pipe, "unet.conv_out") as seen:
+                pictures.append(pipe(PROMPT, image=PHOTO, strength=0.5, **RUN).images)
+    assert relative_l2(*pictures) <= 2 * BOUND and seen["unet.conv_out"].dtype == np.float32
+    assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
+    assert not [shape for shape in device.copies if len(shape) == 4 and shape[0] == shape[1] == 3], "a kernel was copied for a launch"
