@@ -380,7 +380,7 @@ def ran(monkeypatch):
 def test_a_picture_by_the_kernels(tmp_path, ran):
     """Prompt, UNet and decoder: each op that has a kernel launches one, and no launch copies a weight."""
     folder = write_tiny_sd2(tmp_path, unet=WIDE_HEADS)
-    options = dict(num_inference_steps=1)
+    options = dict(num_inference_steps=1, height=8, width=12)
     truth = paint(StableDiffusionPipeline.from_pretrained(folder), **options)
     device = StandInSimulator()
     with stand_in(), on_device(device):

@@ -3,7 +3,7 @@
 Only wiring. Every group norm of the VAE has eps 1e-6, a constant in the official code that no config mentions.
 """
 
-from ..backend import array_module, host_dtype, like, to_nchw, to_nhwc
+from ..backend import array_module, beside, host_dtype, like, to_nchw, to_nhwc
 from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
@@ -84,7 +84,8 @@ class DiagonalGaussian:
     def sample(self, generator=None):
         """mean + std · noise. generator: a seed, a generator, one for each picture, or None for fresh noise; as in `minisd.rng.randn`."""
         noise = randn(self.mean.shape, generator, dtype=host_dtype(self.mean.dtype).name)
-        return self.mean + self.std * like(noise, self.mean)
+        with beside(self.mean):
+            return self.mean + self.std * like(noise, self.mean)
 
 
 class AutoencoderKL(Model):
