@@ -59,7 +59,7 @@ def find_gpu(index: int) -> str:
     if int(capability) < OLDEST:
         what = f"{name_of(cupy, index)} has compute capability {dotted(capability)}"
         raise ResourceError(what, f"the kernels use instructions of {dotted(str(OLDEST))} (RTX 30, A100) and newer", "use --device cpu, or device=\"cpu\"")
-    check_compiler(cupy)
+    check_libraries(cupy)
     return f"cuda:{index}"
 
 
@@ -88,8 +88,7 @@ def load_cupy():
             raise ResourceError(f"CuPy cannot be imported: {error}", f"installed is {wheels or 'no wheel of it'}", INSTALL) from None
         raise ResourceError("CuPy is not installed", "it moves arrays to the GPU and launches the kernels there", INSTALL) from None
     except ImportError as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else "it does not say why"
-        raise ResourceError("CuPy cannot be imported", why, f"pip uninstall -y {wheels[0].split()[0] if wheels else 'cupy'}, then {INSTALL}") from None
+        raise ResourceError("CuPy cannot be imported", first_line(error), f"pip uninstall -y {wheels[0].split()[0] if wheels else 'cupy'}, then {INSTALL}") from None
 
 
 def count_gpus(cupy) -> int:
@@ -112,7 +111,7 @@ def _no_gpu(cupy, status: int, message: str) -> ResourceError:
         needed = cupy.cuda.runtime.runtimeGetVersion()
         wheel = (installed() or ["this CuPy"])[0].split()[0]
         fix = f'pip uninstall -y {wheel}, then pip install "minisd[cuda12]"' if needed >= 13000 > driver >= 12000 else "update the driver"
-        return ResourceError(f"the driver is too old for {wheel}", f"it knows CUDA up to {release(driver)}, {wheel} needs {release(needed)}", fix)
+        return ResourceError(f"the driver is too old for {wheel}", f"it knows CUDA up to {release(driver)}, {wheel} needs {needed // 1000}.0", fix)
     if status == NO_DEVICE:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden is not None:
@@ -121,19 +120,28 @@ def _no_gpu(cupy, status: int, message: str) -> ResourceError:
     return ResourceError("CUDA cannot be started", message, "check that `nvidia-smi` works, and that no program has stopped the GPU")
 
 
-def check_compiler(cupy):
-    """NVRTC and CUDA's headers are there, and the driver knows what they compile for."""
+def check_libraries(cupy):
+    """cuBLAS, NVRTC and CUDA's headers are there, and the driver knows what they compile for."""
     major = 12 if cupy.cuda.runtime.runtimeGetVersion() < 13000 else 13
+    fix = f'pip install "minisd[cuda{major}]": its CuPy comes with [ctk], which brings them'
+    try:
+        getattr(cupy.cuda, "cublas")  # CuPy looks for the library when it is first asked for this module
+    except ImportError as error:
+        raise ResourceError("cuBLAS is not installed", first_line(error), fix) from None
     try:
         nvrtc.include_folder()
         compiler = nvrtc.version()
     except ResourceError as error:
-        fix = f'pip install "minisd[cuda{major}]": its CuPy comes with [ctk], which brings both'
         raise ResourceError(error.what, f"{error.why}; the kernels are compiled on first use", fix) from None
     driver = cupy.cuda.runtime.driverGetVersion()
     if int(compiler.partition(".")[0]) > driver // 1000:
         why = f"NVRTC is of CUDA {compiler}, the driver knows CUDA up to {release(driver)} and would not load what it compiles"
         raise ResourceError("the compiler is newer than the driver", why, f'pip uninstall -y nvidia-cuda-nvrtc, then pip install "minisd[cuda{driver // 1000}]"')
+
+
+def first_line(error: Exception) -> str:
+    """Of a message that goes on for a page."""
+    return next(iter(str(error).strip().splitlines()), "it does not say why")
 
 
 def release(number: int) -> str:

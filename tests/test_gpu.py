@@ -54,7 +54,7 @@ def test_no_driver():
 
 
 def test_a_driver_that_is_older_than_the_wheel():
-    error = refusal(status=35, driver=12040, runtime=13000)
+    error = refusal(status=35, driver=12040, runtime=13020)
     assert error.what == "the driver is too old for cupy-cuda13x" and error.why == "it knows CUDA up to 12.4, cupy-cuda13x needs 13.0"
     assert error.fix == 'pip uninstall -y cupy-cuda13x, then pip install "minisd[cuda12]"'
     assert refusal(status=35, driver=11040, runtime=13000).fix == "update the driver", "no wheel of ours is old enough"
@@ -120,6 +120,11 @@ def test_no_compiler(monkeypatch, runtime, extra):
     monkeypatch.setattr(gpu.nvrtc, "include_folder", missing)
     error = refusal(runtime=runtime)
     assert error.what == "CUDA's headers are not installed" and extra in error.fix and "[ctk]" in error.fix
+
+
+def test_no_cublas():
+    error = refusal(cublas=False)
+    assert error.what == "cuBLAS is not installed" and error.why.startswith("Failure finding") and "and more" not in error.why and "minisd[cuda13]" in error.fix
 
 
 def test_a_compiler_that_is_newer_than_the_driver(monkeypatch):

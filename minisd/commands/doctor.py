@@ -30,6 +30,7 @@ def examine() -> dict:
     from .. import __version__
     from ..blas import kernel
     from ..checkpoint.report import in_bytes
+    from ..gpu import installed
     from ..request import available_bytes
 
     problems: list = []
@@ -46,6 +47,7 @@ def examine() -> dict:
         "product of matrices": product(problems),
         "embedded model": embedded(problems),
         "cache": cache(),
+        "cupy": ", ".join(installed()) or "not installed",
         "gpu": graphics(problems),
         "kernels": kernels(),
         "problems": problems,

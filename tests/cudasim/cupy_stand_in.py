@@ -239,6 +239,16 @@ class NoKernels(KernelDevice):
         raise AssertionError(f"{instance.expression} was launched in a test without kernels")
 
 
+class Cuda(SimpleNamespace):
+    """`cupy.cuda`"""
+
+    @property
+    def cublas(self):
+        if not Device.facts.cublas:
+            raise ImportError('Failure finding "libcublasLt.so.13": No such file: libcublasLt.so.13\nand more')
+        return ModuleType("cublas")
+
+
 def module(facts: SimpleNamespace) -> ModuleType:
     """The module `cupy`."""
     Device.facts = facts
@@ -258,17 +268,18 @@ def module(facts: SimpleNamespace) -> ModuleType:
         CUDARuntimeError=CUDARuntimeError, getDeviceCount=count, driverGetVersion=lambda: facts.driver, runtimeGetVersion=lambda: facts.runtime,
         memGetInfo=lambda: (facts.free, facts.total), getDeviceProperties=lambda index: {"name": facts.name.encode()},
     )  # fmt: skip
-    cupy.cuda = SimpleNamespace(Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
+    cupy.cuda = Cuda(Device=Device, runtime=runtime, memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))
     cupy.get_default_memory_pool = lambda: SimpleNamespace(free_bytes=lambda: facts.pooled)
     return cupy
 
 
 @contextmanager
-def stand_in(*, count=1, status=0, driver=13000, runtime=13000, capability="90", name="NVIDIA Stand-in", free=16 << 30, total=24 << 30, pooled=0):
+def stand_in(*, count=1, status=0, driver=13000, runtime=13000, capability="90", name="NVIDIA Stand-in", free=16 << 30, total=24 << 30, pooled=0, cublas=True):
     """Inside the block `import cupy` gives the stand-in. status: the CUDA error that counting GPUs ends with; pooled: bytes that the pool keeps."""
     special = ModuleType("cupyx.scipy.special")
     special.erfc = lambda x: compute(np.frompyfunc(math.erfc, 1, 1), (x,), {}).astype("float64")
-    facts = SimpleNamespace(count=count, status=status, driver=driver, runtime=runtime, capability=capability, name=name, free=free, total=total, pooled=pooled)
+    facts = SimpleNamespace(count=count, status=status, driver=driver, runtime=runtime, capability=capability, name=name, free=free, total=total, pooled=pooled,
+                            cublas=cublas)  # fmt: skip
     fake = {"cupy": module(facts), "cupyx": ModuleType("cupyx"), "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}
     kept = {key: sys.modules.get(key) for key in fake}
     sys.modules.update(fake)
@@ -286,5 +297,5 @@ def stand_in(*, count=1, status=0, driver=13000, runtime=13000, capability="90",
 def reference_gpu(**facts):
     """A GPU on which every op is the reference's: for tests of everything but the kernels, without a compiler."""
     reference = {op: "reference" for op, ladder in ops.RUNGS.items() if any(rung.owner == "cupy" for rung in ladder)}
-    with stand_in(**facts) as cupy, on_device(NoKernels()), ops.using(**reference), mock.patch.object(gpu, "check_compiler"):
+    with stand_in(**facts) as cupy, on_device(NoKernels()), ops.using(**reference), mock.patch.object(gpu, "check_libraries"):
         yield cupy
