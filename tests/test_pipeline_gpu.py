@@ -331,13 +331,13 @@ def test_verify_checks_both_dtypes_on_a_gpu(gpu, monkeypatch):
 
     def values(dtype, device):
         asked.append((dtype, device))
-        return {name: [1.01 * v for v in numbers] if dtype == "float16" else numbers for name, numbers in record.items()}
+        return {name: [1.001 * v for v in numbers] if dtype == "float16" else numbers for name, numbers in record.items()}
 
     monkeypatch.setattr(verify, "model_values", values)
     checks = verify.golden("cuda")
     assert asked == [("float32", "cuda:0"), ("float16", "cuda:0")] and len(checks) == 2 * len(record)
     halves = [check for check in checks if check["name"].startswith("float16: ")]
-    assert len(halves) == len(record) and all(check["ok"] and check["allowed"] == verify.ALLOWED_HALF for check in halves)
+    assert len(halves) == len(record) and all(check["ok"] and check["allowed"] in (verify.ALLOWED_HALF, verify.ALLOWED_HALF_PICTURE) for check in halves)
 
 
 def test_the_page_about_the_gpu_runs(gpu):

@@ -20,7 +20,8 @@ RECORD = Path(__file__).with_suffix(".json")
 PROMPT, SEED, STEPS = "a red apple on a blue background", 7, 4
 POSITIONS = 24
 ALLOWED = 1e-4  # relative L2 of float32 after four guided steps; a right run is a fifth of it or less away
-ALLOWED_HALF = 5e-2  # of float16 on a GPU
+ALLOWED_HALF = 0.1  # of float16, whose guided noise at late timesteps is up to 0.04 away by the reference ops
+ALLOWED_HALF_PICTURE = 5e-3  # a right run: 5e-4
 ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so the picture of a right run is nearer: 4e-7
 
 
@@ -62,7 +63,7 @@ def golden(device: str = "cpu") -> list:
     checks = compared(model_values("float32", device), recorded, ALLOWED, {"picture": ALLOWED_PICTURE})
     if device == "cpu":
         return checks
-    halves = compared(model_values("float16", device), recorded, ALLOWED_HALF)
+    halves = compared(model_values("float16", device), recorded, ALLOWED_HALF, {"picture": ALLOWED_HALF_PICTURE})
     return [*checks, *({**check, "name": f"float16: {check['name']}"} for check in halves)]
 
 
