@@ -189,16 +189,20 @@ def available_bytes() -> int | None:
     return min(limits) if limits else None
 
 
-def check_memory(needed: int, request: Request, weights: int = 0):
-    """Refuses a run that cannot fit, before the kernel kills it without a word. needed and weights in bytes."""
-    available = available_bytes()
+def check_memory(needed: int, request: Request, weights: int = 0, device: str = "cpu", available: int | None = None):
+    """Refuses a run that cannot fit, before the kernel kills it without a word. needed, weights and available in bytes.
+
+    available: what is free where it runs; by default this process's memory
+    """
+    available = available_bytes() if available is None else available
     if available is not None and needed + weights > available:
         fits = math.sqrt(max(available - weights, 0) / needed) if needed else 0
         size = f"a size of about {int(request.width * fits) // 64 * 64}×{int(request.height * fits) // 64 * 64} fits"
+        where, free = ("memory", "free memory") if device == "cpu" else (f"memory on {device}", "end other programs on the GPU, or use --device cpu")
         raise ResourceError(
-            f"{request.width}×{request.height} × {request.batch} needs about {_gb(needed + weights)} of memory, {_gb(available)} are free",
+            f"{request.width}×{request.height} × {request.batch} needs about {_gb(needed + weights)} of {where}, {_gb(available)} are free",
             f"{_gb(weights)} for the weights, {_gb(needed)} for the activations",
-            f"choose a smaller picture or batch ({size}), or free memory" if fits * min(request.width, request.height) >= 64 else "free memory",
+            f"choose a smaller picture or batch ({size}), or {free}" if fits * min(request.width, request.height) >= 64 else free,
         )
 
 

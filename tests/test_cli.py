@@ -139,7 +139,7 @@ REFUSED = {
     "guidance": (["--cfg-scale", "nan"], 2, "guidance_scale is nan"),
     "eta": (["--eta", "2"], 2, "eta is 2.0"),
     "scheduler": (["--scheduler", "eular"], 2, "ddim, lms, pndm"),
-    "cuda": (["--device", "cuda"], 2, "device 'cuda' is not available"),
+    "device": (["--device", "gpu"], 2, "there is no device 'gpu'"),
     "suffix": (["-o", "a.exe"], 2, "cannot write .exe"),
     "folder": (["-o", "no/such/a.png"], 2, "mkdir -p no/such"),
     "frames": (["--frames", "a.avi"], 2, "cannot write .avi"),

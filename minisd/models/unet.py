@@ -15,8 +15,13 @@ from ..layers.basic import conv2d, group_norm
 from ..layers.ready import Ready
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
+<<<<<<< HEAD
 from ..tracing import layer, listening
 from .model import Model, expect_input
+=======
+from ..tracing import layer
+from .model import Model
+>>>>>>> main/gpu-backend
 
 
 @layer
@@ -106,6 +111,7 @@ class UNet2DConditionModel(Model):
     cuda_graph = True  # on a GPU the steps of a run are replayed as one CUDA graph; False launches kernel by kernel
     replay = None  # that graph: an `ops.cuda.graph.Replay`
 
+<<<<<<< HEAD
     @property
     def params(self):
         """The weights."""
@@ -153,3 +159,22 @@ class UNet2DConditionModel(Model):
         if t.size not in (1, len(x)):
             raise ContractError(f"{t.size} timesteps for {len(x)} samples", "", "give one timestep, or one for each sample")
         return xp.tile(xp.broadcast_to(t, (len(x),)), rows // len(x))
+=======
+    def __call__(self, sample, timestep, encoder_hidden_states):
+        """sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> [B, C, H, W] of the same dtype."""
+        with self.running():
+            y = to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
+            return self.give_back(y, sample)
+
+    def inputs(self, sample, timestep, encoder_hidden_states) -> tuple:
+        """The arguments of a call, checked, where the model is, and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]."""
+        c, widths = self.config, set(self.config.per_block("cross_attention_dim"))
+        x = self.take("sample", sample, (None, c.in_channels, None, None))
+        width = widths.pop() if len(widths) == 1 else None
+        context = self.take("encoder_hidden_states", encoder_hidden_states, (len(sample), None, width))
+        xp = array_module(x)
+        t = xp.asarray(timestep, dtype="float64").reshape(-1)
+        if t.size not in (1, len(sample)):
+            raise ContractError(f"{t.size} timesteps for {len(sample)} samples", "", "give one timestep, or one for each sample")
+        return to_nhwc(x), xp.broadcast_to(t, (len(sample),)), context
+>>>>>>> main/gpu-backend
