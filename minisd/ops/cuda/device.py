@@ -30,6 +30,11 @@ class Device(ABC):
 
     array_type: type
 
+    @property
+    @abstractmethod
+    def multiprocessors(self) -> int:
+        """How many blocks run at the same time, where each takes a multiprocessor for itself."""
+
     @abstractmethod
     def empty(self, shape, dtype):
         """A new array, not filled."""
@@ -99,6 +104,14 @@ class CuPyDevice(Device):
         self.cupy = cupy
         self.array_type = cupy.ndarray
         self.functions = {}  # (instance, architecture): the loaded kernel
+        self.processors = {}  # of each GPU: asking the driver for it takes longer than a launch
+
+    @property
+    def multiprocessors(self):
+        gpu = self.cupy.cuda.Device()
+        if gpu.id not in self.processors:
+            self.processors[gpu.id] = gpu.attributes["MultiProcessorCount"]
+        return self.processors[gpu.id]
 
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)

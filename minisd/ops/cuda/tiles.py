@@ -1,0 +1,91 @@
+"""Into which tiles a product y [M, N] = A [M, K] B [K, N] on tensor cores is cut, and into how many parts its sum over K.
+
+A tile is the work of one thread block (`kernels/mma_tile.cuh`). With as many blocks as multiprocessors one wave does everything; with ten more
+the second wave is nearly empty and the product takes twice as long. Where there are fewer tiles than multiprocessors, the sum over K is
+cut: each part of a tile is a block of its own, and a second kernel adds the parts.
+
+    plan(8192, 320, 90, 132)      # 64 × 64 latents, 320 channels, both halves of guidance: (128×160, 1 part), 128 blocks
+    print(table(132))             # the convolutions of Stable Diffusion's UNet
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and columns of y that a block makes, and those of one warp in it."""
+
+    BM: int
+    BN: int
+    WM: int
+    WN: int
+    slice_time: float  # of one slice of K, 128 × 160 = 1
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """The template arguments."""
+        return self.BM, self.BN, self.WM, self.WN
+
+    @property
+    def threads(self) -> int:
+        return self.BM // self.WM * (self.BN // self.WN) * 32
+
+    def shared_bytes(self, *, by_k: bool) -> int:
+        """Dynamic shared memory; by_k: B has rows of k."""
+        return 2 * STAGES * (self.BM * (BK + PAD) + (BK * (self.BN + PAD) if by_k else self.BN * (BK + PAD)))
+
+    def count(self, M: int, N: int) -> int:
+        return math.ceil(M / self.BM) * math.ceil(N / self.BN)
+
+    def __str__(self):
+        return f"{self.BM}×{self.BN}"
+
+
+STAGES, BK, PAD = 4, 32, 8  # as in mma_tile.cuh
+# A slice costs its products, and the smaller a tile, the more bytes of shared memory for each of them: 1/BM + 1/BN.
+SMALL, LARGE, WIDE = Tile(64, 64, 32, 32, 0.4), Tile(128, 128, 64, 32, 0.9), Tile(128, 160, 64, 40, 1.0)
+TILES = (SMALL, LARGE, WIDE)
+
+# Predicted, in the time of a 128 × 160 slice (0.4 µs at 45 % of an H100's peak); the docs have the arithmetic.
+FILL = 5.0  # before the first slice is here, and to store the result
+STORE = 8.0  # to write the sums of 128 × 160 numbers in float32, and to read them again
+LAUNCH = 5.0  # of the second kernel
+MOST_PARTS = 32
+
+
+def parts_of(slices: int, parts: int) -> tuple[int, int]:
+    """(slices of each part, parts): the same number for all but the last, and no part without any."""
+    each = math.ceil(slices / parts)
+    return each, math.ceil(slices / each)
+
+
+def predicted(tile: Tile, parts: int, M: int, N: int, slices: int, processors: int) -> float:
+    """The time of a product: its waves of blocks, and for more than one part the second kernel."""
+    blocks = tile.count(M, N) * parts
+    time = math.ceil(blocks / processors) * (parts_of(slices, parts)[0] * tile.slice_time + FILL)
+    if parts == 1:
+        return time
+    return time + STORE * blocks * tile.BM * tile.BN / (128 * 160) / processors + LAUNCH
+
+
+@cache
+def plan(M: int, N: int, slices: int, processors: int, *, most_parts: int = MOST_PARTS) -> tuple[Tile, int]:
+    """The tile and the number of parts with the least predicted time; of equal ones the largest tile and the fewest parts."""
+    choices = [(tile, parts) for tile in reversed(TILES) for parts in range(1, min(most_parts, slices) + 1)]
+    return min(choices, key=lambda choice: predicted(*choice, M, N, slices, processors))
+
+
+CONVOLUTIONS = ((64, 320), (32, 640), (16, 1280), (8, 1280))  # (side, channels) of the levels of SD 1.x and 2.x at 512 × 512
+
+
+def table(processors: int, images: int = 2) -> str:
+    """The plans of the UNet's 3 × 3 convolutions on a GPU with so many multiprocessors, as a table in Markdown."""
+    lines = ["| pixels | channels | tile | tiles | parts | blocks |", "|---|---:|---|---:|---:|---:|"]
+    for side, C in CONVOLUTIONS:
+        M = images * side * side
+        tile, parts = plan(M, C, 9 * math.ceil(C / BK), processors)
+        tiles = tile.count(M, C)
+        lines.append(f"| {images} · {side}×{side} | {C} | {tile} | {tiles} | {parts} | {tiles * parts} |")
+    return "\n".join(lines) + "\n"
