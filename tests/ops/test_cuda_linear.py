@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from minisd import ops
 from minisd.ops.cuda import linear
-from minisd.ops.cuda.device import MAX_SHARED, on_device
+from minisd.ops.cuda.device import on_device
+from minisd.ops.cuda.tiles import TILES
 from tests.cudasim.simulator import Simulator, needs_simulator
 from tests.numerics import relative_l2
 
@@ -34,7 +36,7 @@ def test_half(name, shape):
 
 @kernels[0]
 @kernels[1]
-@pytest.mark.parametrize("tile", [linear.SMALL, linear.LARGE, linear.WIDE], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (129, 162, 72)])
 def test_every_tile(tile, shape):
     x, w, b = inputs(*shape)
@@ -51,16 +53,18 @@ def test_leading_axes_are_rows():
         assert y.shape == (2, 3, 5) and np.array_equal(y.reshape(6, 5), linear.linear_mma(x, w, b))
 
 
-def test_tiles_follow_the_size():
-    assert linear.tile_for(8192, 320) == linear.WIDE, "64 × 64 pixels of two images: 64 × 2 blocks"
-    assert linear.tile_for(8192, 768) == linear.LARGE
-    assert linear.tile_for(128, 1280) == linear.SMALL, "8 blocks of the large tile would leave most processors idle"
-
-
-@pytest.mark.parametrize("tile", [linear.SMALL, linear.LARGE, linear.WIDE], ids=str)
-def test_tiles_fit_into_every_gpus_shared_memory(tile):
-    assert linear.tile_bytes(tile, by_k=True) <= MAX_SHARED and linear.tile_bytes(tile, by_k=False) <= MAX_SHARED
-    assert linear.threads(tile) in (128, 256)
+@kernels[0]
+@kernels[1]
+@pytest.mark.parametrize("N", [6, 33])
+@pytest.mark.parametrize("name", RUNGS)
+def test_the_skip_is_added(name, N):
+    x, w, b = inputs(19, N, 40)
+    skip = np.random.RandomState(0).randn(19, N).astype("float16")
+    truth = x.astype("float64") @ w.astype("float64").T + b + skip
+    with on_device(Simulator()):
+        y = RUNGS[name](x, w, b, skip=skip)
+        alone = RUNGS[name](x, w, None, skip=skip)
+    assert y.dtype == np.float16 and relative_l2(y, truth) <= 1e-3 and relative_l2(alone, truth - b) <= 1e-3
 
 
 def test_cublas_is_one_product_with_the_leading_axes_folded():
@@ -68,11 +72,27 @@ def test_cublas_is_one_product_with_the_leading_axes_folded():
     x, w, b = inputs(6, 5, 16, "float32")
     assert relative_l2(linear.linear_cublas(x.reshape(2, 3, 16), w, b).reshape(6, 5), x.astype("float64") @ w.T.astype("float64") + b) <= 1e-6
     assert linear.linear_cublas(x[0], w, None).shape == (5,)
+    skip = np.ones((6, 5), "float32")
+    assert np.array_equal(linear.linear_cublas(x, w, b, skip=skip), linear.linear_cublas(x, w, b) + 1.0) and (skip == 1.0).all()
     assert linear.refuses_all_but_half(x) and linear.refuses_all_but_half(x.astype("float16")) is None
 
 
-def test_the_constants_are_those_of_the_kernel():
-    from minisd.ops.cuda.kernel import source
+def test_the_shorter_the_sum_the_more_the_epilogue_is_worth():
+    def refuses(K, b=None, skip=None):
+        return linear.refuses_short_sums(np.empty((4, K), "float16"), np.empty((8, K), "float16"), b, skip=skip)
 
-    text = source("gemm/4_mma.cu")
-    assert f"BK = {linear.BK}, STAGES = {linear.STAGES}, PAD = {linear.PAD}" in text
+    b, skip = np.empty(8, "float16"), np.empty((4, 8), "float16")
+    assert refuses(320) is None, "without bias and skip there is no second pass: q, k and v"
+    assert "sums 320 products" in refuses(320, b) and refuses(640, b) is None
+    assert refuses(640, None, skip) and refuses(1280, b, skip) and refuses(2560, b, skip) is None
+    assert refuses(321, b) is None, "mma does not take it, so there is nothing to leave it for"
+    assert "float16" in linear.refuses_short_sums(np.empty((4, 640), "float32"), np.empty((8, 640), "float32"), b)
+
+
+def test_explain_says_which_one_and_why(monkeypatch):
+    monkeypatch.setattr("minisd.ops.dispatch.array_module", lambda *arrays: type("owner", (), {"__name__": "cupy"}))
+    x, w, b = (np.empty(shape, "float16") for shape in ((4, 320), (8, 320), (8,)))
+    lines = {line.split()[0]: line for line in ops.explain("linear", x, w, b, skip=np.empty((4, 8), "float16")).splitlines()}
+    assert lines["mma"].endswith("RUNS") and "with fewer than 1500 the second pass" in lines["cublas"]
+    lines = {line.split()[0]: line for line in ops.explain("linear", x, w).splitlines()}
+    assert lines["cublas"].endswith("RUNS") and lines["mma"].endswith("slower than the one that runs")
