@@ -1,5 +1,8 @@
 """The matrix product kernels in the simulator: every tile, ragged on all sides, with and without bias."""
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -90,7 +93,8 @@ def test_the_shorter_the_sum_the_more_the_epilogue_is_worth():
 
 
 def test_explain_says_which_one_and_why(monkeypatch):
-    monkeypatch.setattr("minisd.ops.dispatch.array_module", lambda *arrays: type("owner", (), {"__name__": "cupy"}))
+    module = import_module("minisd.ops.dispatch")  # `minisd.ops.dispatch` is the function
+    monkeypatch.setattr(module, "array_module", lambda *arrays: SimpleNamespace(__name__="cupy"))
     x, w, b = (np.empty(shape, "float16") for shape in ((4, 320), (8, 320), (8,)))
     lines = {line.split()[0]: line for line in ops.explain("linear", x, w, b, skip=np.empty((4, 8), "float16")).splitlines()}
     assert lines["mma"].endswith("RUNS") and "with fewer than 1500 the second pass" in lines["cublas"]
