@@ -210,12 +210,15 @@ def test_a_pointwise_convolution_is_one_product_without_a_copy():
 
 
 def test_what_goes_to_cublas():
-    """Long sums with little behind them; not what gathers, not what an epilogue saves more for."""
-    def refuses(C, *, k=1, stride=1, b=None, **sums):
-        x, w = np.empty((1, 2, 2, C), "float16"), np.empty((8, C, k, k), "float16")
-        return conv2d.refuses_gathering(x, w, b, stride=stride, padding=NONE, **sums)
+    """Not what gathers, not what an epilogue saves more for."""
+    def refuses(side, C, *, k=1, stride=1, bias=False, skip=False, dtype="float16", **sums):
+        x, w = np.empty((2, side, side, C), dtype), np.empty((C, C, k, k), dtype)
+        sums |= dict(skip=x) if skip else {}
+        with on_device(Simulator()):
+            return conv2d.refuses_gathering(x, w, w[:, 0, 0, 0] if bias else None, stride=stride, padding=NONE, **sums)
 
-    b, skip = np.empty(8, "float16"), np.empty((1, 2, 2, 8), "float16")
-    assert refuses(320) is None and refuses(640, b=b) is None and refuses(1920, b=b, skip=skip) is None
-    assert "predicted to cost more" in refuses(320, b=b) and "predicted to cost more" in refuses(1280, b=b, skip=skip)
-    assert "1×1" in refuses(320, k=3) and "1×1" in refuses(320, stride=2) and "embedding" in refuses(640, embedding=b[None])
+    assert refuses(64, 320) is None and refuses(16, 1280, bias=True) is None
+    assert "predicted" in refuses(64, 320, bias=True) and "predicted" in refuses(64, 320, bias=True, skip=True)
+    assert refuses(8, 13, bias=True, skip=True) is None, "ragged widths are slow in a kernel"
+    assert "1×1" in refuses(8, 320, k=3) and "1×1" in refuses(8, 320, stride=2) and "embedding" in refuses(8, 320, embedding=np.empty((2, 320), "float16"))
+    assert "float16" in refuses(8, 320, dtype="float32")

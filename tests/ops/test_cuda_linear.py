@@ -80,23 +80,27 @@ def test_cublas_is_one_product_with_the_leading_axes_folded():
     assert linear.refuses_all_but_half(x) and linear.refuses_all_but_half(x.astype("float16")) is None
 
 
-def test_the_shorter_the_sum_the_more_the_epilogue_is_worth():
-    def refuses(K, b=None, skip=None):
-        return linear.refuses_short_sums(np.empty((4, K), "float16"), np.empty((8, K), "float16"), b, skip=skip)
+def test_the_epilogue_is_worth_more_where_the_sum_is_short_and_y_is_large():
+    def refuses(M, N, K, bias=False, skip=False, dtype="float16"):
+        x, w, b, s = (np.empty(shape, dtype) for shape in ((M, K), (N, K), (N,), (M, N)))
+        with on_device(Simulator()):
+            return linear.refuses_where_mma_is_faster(x, w, b if bias else None, skip=s if skip else None)
 
-    b, skip = np.empty(8, "float16"), np.empty((4, 8), "float16")
-    assert refuses(320) is None, "without bias and skip there is no second pass: q, k and v"
-    assert "sums 320 products" in refuses(320, b) and refuses(640, b) is None
-    assert refuses(640, None, skip) and refuses(1280, b, skip) and refuses(2560, b, skip) is None
-    assert refuses(321, b) is None, "mma does not take it, so there is nothing to leave it for"
-    assert "float16" in linear.refuses_short_sums(np.empty((4, 640), "float32"), np.empty((8, 640), "float32"), b)
+    assert refuses(8192, 320, 320) is None, "without bias and skip there is no second pass: q, k and v"
+    assert refuses(8192, 320, 320, bias=True) and refuses(2048, 640, 640, bias=True) is None
+    assert "with bias and skip" in refuses(8192, 320, 1280, bias=True, skip=True) and refuses(2048, 640, 2560, bias=True, skip=True) is None
+    assert refuses(512, 1280, 1280, bias=True, skip=True) is None, "40 tiles: most multiprocessors would watch"
+    assert refuses(8192, 320, 324, bias=True, skip=True) is None, "mma does not take it, so there is nothing to leave it for"
+    assert "float16" in refuses(8, 8, 8, bias=True, dtype="float32")
 
 
 def test_explain_says_which_one_and_why(monkeypatch):
     module = import_module("minisd.ops.dispatch")  # `minisd.ops.dispatch` is the function
     monkeypatch.setattr(module, "array_module", lambda *arrays: SimpleNamespace(__name__="cupy"))
-    x, w, b = (np.empty(shape, "float16") for shape in ((4, 320), (8, 320), (8,)))
-    lines = {line.split()[0]: line for line in ops.explain("linear", x, w, b, skip=np.empty((4, 8), "float16")).splitlines()}
-    assert lines["mma"].endswith("RUNS") and "with fewer than 1500 the second pass" in lines["cublas"]
-    lines = {line.split()[0]: line for line in ops.explain("linear", x, w).splitlines()}
+    x, w, b, skip = (np.empty(shape, "float16") for shape in ((8192, 320), (320, 320), (320,), (8192, 320)))
+    with on_device(Simulator()):
+        fused, bare = ops.explain("linear", x, w, b, skip=skip), ops.explain("linear", x, w)
+    lines = {line.split()[0]: line for line in fused.splitlines()}
+    assert lines["mma"].endswith("RUNS") and lines["cublas"].endswith("is predicted to take 31 with bias and skip in passes of their own, mma 15")
+    lines = {line.split()[0]: line for line in bare.splitlines()}
     assert lines["cublas"].endswith("RUNS") and lines["mma"].endswith("slower than the one that runs")

@@ -7,9 +7,9 @@ import pytest
 
 from minisd.ops.cuda.device import MAX_SHARED
 from minisd.ops.cuda.kernel import source
-from minisd.ops.cuda.tiles import BK, LARGE, PAD, SMALL, STAGES, TILES, WIDE, parts_of, plan, predicted, table
+from minisd.ops.cuda.tiles import BK, LARGE, PAD, SMALL, STAGES, TILES, WIDE, convolutions, parts_of, plan, predicted, predicted_library, products
 
-PAGE = (Path(__file__).parents[2] / "docs" / "kernels" / "conv2d.md").read_text(encoding="utf-8")
+PAGES = Path(__file__).parents[2] / "docs" / "kernels"
 
 
 def test_the_constants_are_those_of_the_kernel():
@@ -29,9 +29,14 @@ def test_every_level_of_the_unet_is_128_blocks_on_an_h100(side, C, parts):
     assert plan(M, C, 9 * C // BK, 132) == (WIDE, parts) and WIDE.count(M, C) * parts == 128
 
 
-def test_the_page_shows_the_plan():
-    for processors in (132, 108):
-        assert table(processors) in PAGE, f"docs/kernels/conv2d.md: put print(tiles.table({processors})) there"
+def test_the_pages_show_the_plans():
+    for page, table in (("conv2d.md", convolutions(132)), ("conv2d.md", convolutions(108)), ("gemm.md", products(132))):
+        assert table in (PAGES / page).read_text(encoding="utf-8"), f"docs/kernels/{page} should have the table\n{table}"
+
+
+def test_the_library_has_no_idle_processors_and_pays_for_every_pass():
+    assert predicted_library(8192, 320, 640, 132) - predicted_library(8192, 320, 320, 132) == pytest.approx(0.69 * 10 * 128 / 132)
+    assert predicted_library(8192, 320, 320, 132, (4, 6)) - predicted_library(8192, 320, 320, 132) == pytest.approx(10 + 10 * 128 / 132)
 
 
 def test_tiles_of_products_that_are_not_cut():

@@ -10,9 +10,9 @@ from ...backend import array_module
 from ..dispatch import rung
 from .device import device
 from .kernel import OF_DTYPE, Kernel
-from .linear import linear_cublas, refuses_all_but_half, refuses_short_sums
+from .linear import linear_cublas, refuses_all_but_half, refuses_slower
 from .norm import HALF_OR_FLOAT, refuses_wide
-from .tiles import BK, LARGE, SMALL, TILES, WIDE, parts_of, plan
+from .tiles import BK, LARGE, SMALL, TILES, WIDE, parts_of, plan, predicted
 
 DIRECT = Kernel("conv2d/1_direct.cu", "conv2d_direct", HALF_OR_FLOAT)
 # BM, BN, WM, WN, whether C and O are multiples of 8
@@ -165,7 +165,11 @@ def split_k(x, w, b, *, stride, padding, embedding=None, skip=None):
 def refuses_gathering(x, w, b, *, stride, padding, embedding=None, skip=None):
     if w.shape[2:] != (1, 1) or stride != 1 or padding != ((0, 0), (0, 0)):
         return "is for 1×1 kernels, stride 1, no padding"
-    return "adds no embedding" if embedding is not None else refuses_short_sums(x, w.reshape(w.shape[:2]), b, skip=skip)
+    (O, C), M, reason = w.shape[:2], x.size // x.shape[-1], refuses_all_but_half(x)
+    if reason or embedding is not None or O % 8 or C % 8:
+        return reason or ("adds no embedding" if embedding is not None else None)
+    size = (M, O, math.ceil(C / BK), device().multiprocessors)
+    return refuses_slower(predicted(*plan(*size), *size), M, O, C, b, skip)
 
 
 @rung("conv2d", "cublas", owner="cupy", refuses=refuses_gathering)

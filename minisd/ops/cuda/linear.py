@@ -9,7 +9,7 @@ from ..dispatch import rung
 from .device import device
 from .kernel import OF_DTYPE, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
-from .tiles import BK, LARGE, SMALL, WIDE, plan
+from .tiles import BIAS, BK, LARGE, SKIP, SMALL, WIDE, plan, predicted, predicted_library
 
 NAIVE = Kernel("gemm/1_naive.cu", "gemm_naive", HALF_OR_FLOAT)
 SHARED = Kernel("gemm/2_shared.cu", "gemm_shared", HALF_OR_FLOAT)
@@ -53,14 +53,18 @@ def refuses_no_mma(x, w, *args, **kwargs):
     return None if w.shape[1] % 8 == 0 else "needs a multiple of 8 channels: a load is 16 bytes"
 
 
+def tile_for(M: int, N: int, K: int):
+    """The tile that is predicted to be the fastest; the large ones store pairs."""
+    return SMALL if N % 2 else plan(M, N, math.ceil(K / BK), device().multiprocessors, most_parts=1)[0]
+
+
 def product_mma(x, w, b, skip=None, *, tile=None):
     """y = x Wᵀ + b + skip on tensor cores, in tiles of a given or a fitting size."""
     dev = device()
     x, w, b, skip = (None if a is None else dev.contiguous(a) for a in (x, w, b, skip))
     N, K = w.shape
     M = x.size // K
-    if tile is None:
-        tile = SMALL if N % 2 else plan(M, N, math.ceil(K / BK), dev.multiprocessors, most_parts=1)[0]
+    tile = tile or tile_for(M, N, K)
     y = dev.empty((*x.shape[:-1], N), x.dtype)
     grid = (math.ceil(N / tile.BN), math.ceil(M / tile.BM))
     dev.launch(MMA(*tile.sizes, N % 2 == 0), grid, tile.threads, x, w, b, skip, y, M, N, K, shared=tile.shared_bytes(by_k=False))
@@ -77,25 +81,28 @@ def refuses_all_but_half(x, *args, **kwargs):
     return None if OF_DTYPE.get(x.dtype) == "half" else "takes float16: in float32 it is the reference"
 
 
-TERMS_OF_A_BYTE = 150  # of a sum that cost mma as much more than cuBLAS as one byte read or written: docs/kernels/gemm.md has the arithmetic
+def passes_for(b, skip) -> tuple[int, ...]:
+    """What cuBLAS leaves to be added behind its product, in bytes a number."""
+    return (BIAS,) * (b is not None) + (SKIP,) * (skip is not None)
 
 
-def second_pass_bytes(b, skip) -> int:
-    """Of each number of y, when bias and skip are added behind the product: y is read and written again, the skip read."""
-    return 4 * (b is not None) + 6 * (skip is not None)
+def refuses_slower(own: float, M: int, N: int, K: int, b, skip):
+    """cuBLAS multiplies faster, but bias and skip are passes of their own behind it. own: the predicted time of the kernel that adds them itself."""
+    library = predicted_library(M, N, K, device().multiprocessors, passes_for(b, skip))
+    return f"is predicted to take {library:.0f} with bias and skip in passes of their own, mma {own:.0f}" if own <= library else None
 
 
-def refuses_short_sums(x, w, b, *, skip=None):
-    """Where mma is predicted to win: its product is slower than cuBLAS's, but what cuBLAS needs a second pass for is free in it."""
-    worth = TERMS_OF_A_BYTE * second_pass_bytes(b, skip)
-    if refuses_no_mma(x, w) is None and w.shape[1] < worth:
-        return f"sums {w.shape[1]} products: with fewer than {worth} the second pass for bias and skip is predicted to cost more than its product saves"
-    return refuses_all_but_half(x)
+def refuses_where_mma_is_faster(x, w, b, *, skip=None):
+    (N, K), reason = w.shape, refuses_all_but_half(x)
+    if reason or refuses_no_mma(x, w):
+        return reason
+    size = (x.size // K, N, math.ceil(K / BK), device().multiprocessors)
+    return refuses_slower(predicted(tile_for(*size[:2], K), 1, *size), *size[:2], K, b, skip)
 
 
-@rung("linear", "cublas", owner="cupy", refuses=refuses_short_sums)
+@rung("linear", "cublas", owner="cupy", refuses=refuses_where_mma_is_faster)
 def linear_cublas(x, w, b, *, skip=None):
-    """cuBLAS through CuPy's @: float16 operands, float32 sums; bias and skip in a second pass."""
+    """cuBLAS through CuPy's @: float16 operands, float32 sums; bias and skip in passes of their own."""
     y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
     for term in (b, skip):
         if term is not None:

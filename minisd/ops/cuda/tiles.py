@@ -5,7 +5,7 @@ the second wave is nearly empty and the product takes twice as long. Where there
 cut: each part of a tile is a block of its own, and a second kernel adds the parts.
 
     plan(8192, 320, 90, 132)      # 64 × 64 latents, 320 channels, both halves of guidance: (128×160, 1 part), 128 blocks
-    print(table(132))             # the convolutions of Stable Diffusion's UNet
+    print(convolutions(132))      # the plans for Stable Diffusion's UNet
 """
 
 import math
@@ -50,8 +50,9 @@ TILES = (SMALL, LARGE, WIDE)
 
 # Predicted, in the time of a 128 × 160 slice: 1.3 MFLOP, 0.5 µs on one of 132 multiprocessors that make 355 TFLOP/s together.
 FILL = 5.0  # before the first slice is here, and to store the result
-STORE = 8.0  # to write the sums of 128 × 160 numbers in float32, and to read them again
-LAUNCH = 5.0  # of the second kernel
+STORE = 1.0  # to move a byte for each of 128 × 160 numbers
+LAUNCH = 5.0  # of another kernel
+LIBRARY = 0.69  # of the time of our products is what cuBLAS takes: 514 TFLOP/s
 MOST_PARTS = 32
 
 
@@ -67,7 +68,13 @@ def predicted(tile: Tile, parts: int, M: int, N: int, slices: int, processors: i
     time = math.ceil(blocks / processors) * (parts_of(slices, parts)[0] * tile.slice_time + FILL)
     if parts == 1:
         return time
-    return time + STORE * blocks * tile.BM * tile.BN / (128 * 160) / processors + LAUNCH
+    return time + LAUNCH + 8 * STORE * blocks * tile.BM * tile.BN / (128 * 160) / processors  # sums in float32, written and read
+
+
+def predicted_library(M: int, N: int, K: int, processors: int, passes=()) -> float:
+    """The time of the product by cuBLAS, which leaves no multiprocessor idle, and of passes over y behind it, each of so many bytes a number."""
+    share = M * N / (128 * 160) / processors
+    return LIBRARY * share * K / BK + FILL + sum(LAUNCH + STORE * share * moved for moved in passes)
 
 
 @cache
@@ -77,16 +84,34 @@ def plan(M: int, N: int, slices: int, processors: int, *, most_parts: int = MOST
     return min(choices, key=lambda choice: predicted(*choice, M, N, slices, processors))
 
 
-CONVOLUTIONS = ((64, 320), (32, 640), (16, 1280), (8, 1280))  # (side, channels) of the levels of SD 1.x and 2.x at 512 × 512
+LEVELS = ((64, 320), (32, 640), (16, 1280), (8, 1280))  # (side, channels) of the UNet of SD 1.x and 2.x at 512 × 512
+IMAGES = 2  # both halves of guidance
 
 
-def table(processors: int, images: int = 2) -> str:
+def convolutions(processors: int) -> str:
     """The plans of the UNet's 3 × 3 convolutions on a GPU with so many multiprocessors, and their predicted gain, as a table in Markdown."""
     lines = ["| pixels | channels | tile | tiles | parts | blocks | predicted time, uncut = 1 |", "|---|---:|---|---:|---:|---:|---:|"]
-    for side, C in CONVOLUTIONS:
-        size = (images * side * side, C, 9 * math.ceil(C / BK), processors)
+    for side, C in LEVELS:
+        size = (IMAGES * side * side, C, 9 * math.ceil(C / BK), processors)
         tile, parts = plan(*size)
         tiles = tile.count(*size[:2])
         gain = predicted(tile, parts, *size) / predicted(*plan(*size, most_parts=1), *size)
-        lines.append(f"| {images} · {side}×{side} | {C} | {tile} | {tiles} | {parts} | {tiles * parts} | {gain:.2f} |")
+        lines.append(f"| {IMAGES} · {side}×{side} | {C} | {tile} | {tiles} | {parts} | {tiles * parts} | {gain:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+BIAS, SKIP = 4, 6  # bytes a number, when they are added behind the product: y is read and written again, the skip read
+LINEAR = {"q, k, v": (1, ()), "in front of a transformer": (1, (BIAS,)), "behind attention": (1, (BIAS, SKIP)), "feed-forward, second": (4, (BIAS, SKIP))}
+
+
+def products(processors: int) -> str:
+    """The predicted times of the UNet's linear layers, mma / cuBLAS with its passes, the less in bold, as a table in Markdown."""
+    lines = [f"| pixels | {' | '.join(LINEAR)} |", f"|---|{'---:|' * len(LINEAR)}"]
+    for side, C in LEVELS:
+        cells = []
+        for factor, passes in LINEAR.values():
+            size = (IMAGES * side * side, C, factor * C // BK, processors)
+            own, library = predicted(*plan(*size, most_parts=1), *size), predicted_library(*size[:2], factor * C, processors, passes)
+            cells.append(f"**{own:.0f}** / {library:.0f}" if own <= library else f"{own:.0f} / **{library:.0f}**")
+        lines.append(f"| {IMAGES} · {side}×{side} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
