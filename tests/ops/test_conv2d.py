@@ -106,7 +106,7 @@ def test_embedding_and_skip_are_added_one_after_the_other(rung, kernel, monkeypa
     """To the last bit what two additions behind the convolution give, in that order; also when the image is cut into blocks."""
     C, C_out, k, stride, padding = KERNELS[kernel]
     random = np.random.RandomState(0)
-    x, w, b, embedding = (random.randn(*s).astype("float32") for s in ((2, 17, 18, C), (C_out, C, k, k), (C_out,), (2, C_out)))
+    x, w, b, embedding = (random.randn(*s).astype("float32") for s in ((2, 25, 26, C), (C_out, C, k, k), (C_out,), (2, C_out)))
     if rung.refuses(x, w, b, stride=stride, padding=padding):
         return
     monkeypatch.setattr(conv2d, "PATCH_BYTES", 1 << 18)
@@ -122,7 +122,7 @@ def test_embedding_and_skip_are_added_one_after_the_other(rung, kernel, monkeypa
 
 def test_every_rung_takes_one_of_the_kernels():
     taken = {r.name for r in CPU for C, C_out, k, stride, padding in KERNELS.values()
-             if not r.refuses(np.empty((2, 17, 18, C), "float32"), np.empty((C_out, C, k, k), "float32"), None, stride=stride, padding=padding)}  # fmt: skip
+             if not r.refuses(np.empty((2, 25, 26, C), "float32"), np.empty((C_out, C, k, k), "float32"), None, stride=stride, padding=padding)}  # fmt: skip
     assert taken == {r.name for r in CPU}
 
 

@@ -92,7 +92,7 @@ def direct(x, w, b, *, stride, padding, embedding=None, skip=None):
     return plus(y, embedding, skip)
 
 
-@rung("conv2d", "im2col", owner="cupy", refuses=refuses_all_but_half, lesson=True)
+@rung("conv2d", "im2col_cublas", owner="cupy", refuses=refuses_all_but_half, lesson=True)
 def im2col(x, w, b, *, stride, padding, embedding=None, skip=None):
     """cuBLAS on patches that are written to memory, by blocks of output rows: nine times the image is written and read."""
     xp = array_module(x)

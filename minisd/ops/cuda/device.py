@@ -29,11 +29,7 @@ class Device(ABC):
     """Arrays of one owner, and kernels that run on them."""
 
     array_type: type
-
-    @property
-    @abstractmethod
-    def multiprocessors(self) -> int:
-        """How many blocks run at the same time, where each takes a multiprocessor for itself."""
+    multiprocessors: int  # launchers cut the work so that all of them have some
 
     @abstractmethod
     def empty(self, shape, dtype):
