@@ -18,12 +18,8 @@ from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
 from .backend import to_numpy
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
-<<<<<<< HEAD
 from .models import AutoencoderKL, CLIPTextModel, Once, UNet2DConditionModel
-=======
-from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from .models.model import check_dtype, check_residence, default_dtype
->>>>>>> main/gpu-backend
 from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config

@@ -5,12 +5,8 @@ import math
 from .. import ops
 from ..backend import array_module
 from ..tracing import layer, listening, tap
-<<<<<<< HEAD
-from .basic import add, conv2d, group_norm, layer_norm, linear
-from .ready import project
-=======
 from .basic import conv2d, group_norm, layer_norm, linear, then_adds
->>>>>>> main/gpu-fused
+from .ready import project
 
 # Transformer2DModel builds its group norm with this constant; the config's norm_eps (1e-5) is for the resnets only.
 TRANSFORMER_GROUP_NORM_EPS = 1e-6
@@ -39,15 +35,12 @@ def probabilities(q, k, *, heads):
     return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1])))
 
 
-<<<<<<< HEAD
 def for_both(x, other):
     """x for each half of guidance: [B, …] -> [2B, …] where `other` has 2B rows; x itself where it has as many."""
     return x if len(x) == len(other) else array_module(x).concatenate((x,) * (len(other) // len(x)))
 
 
-=======
 @then_adds
->>>>>>> main/gpu-fused
 @layer
 def attention(p, x, context=None, *, heads, skip=None):
     """softmax(Q Kᵀ / √D) V, then + skip: queries from x; keys and values from the prompt, or from x itself where there is none.
@@ -84,16 +77,9 @@ def transformer_block(p, x, context, *, heads):
     x [B, S, C], or half of it, context [B, T, C_text] or Ready -> [B, S, C]        diffusers `BasicTransformerBlock`
     """
     eps = TRANSFORMER_LAYER_NORM_EPS
-<<<<<<< HEAD
-    x = add(x, attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads))
-    h = attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads)
-    x = add(for_both(x, context), h)
-    return add(x, feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps)))
-=======
     x = attention(p.attn1, layer_norm(p.norm1, x, eps=eps), heads=heads, skip=x)
-    x = attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads, skip=x)
+    x = attention(p.attn2, layer_norm(p.norm2, x, eps=eps), context, heads=heads, skip=for_both(x, context))
     return feed_forward(p.ff, layer_norm(p.norm3, x, eps=eps), skip=x)
->>>>>>> main/gpu-fused
 
 
 @layer
@@ -112,13 +98,8 @@ def spatial_transformer(p, x, context, *, heads, groups):
         h = transformer_block(block, h, context, heads=heads)
     x = for_both(x, h)
     if p.proj_out.weight.ndim == 4:
-<<<<<<< HEAD
-        return add(x, conv2d(p.proj_out, h.reshape(x.shape)))
-    return add(x, linear(p.proj_out, h).reshape(x.shape))
-=======
-        return conv2d(p.proj_out, h.reshape(B, H, W, C), skip=x)
-    return linear(p.proj_out, h, skip=x.reshape(B, H * W, C)).reshape(B, H, W, C)
->>>>>>> main/gpu-fused
+        return conv2d(p.proj_out, h.reshape(x.shape), skip=x)
+    return linear(p.proj_out, h, skip=x.reshape(h.shape)).reshape(x.shape)
 
 
 @layer

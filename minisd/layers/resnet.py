@@ -1,12 +1,8 @@
 """The convolutional half of every block: resnets, and the two ways to change the size."""
 
 from ..tracing import layer
-<<<<<<< HEAD
-from .basic import add, conv2d, group_norm, upsample_conv2d
+from .basic import conv2d, group_norm, upsample_conv2d
 from .timestep import time_projection
-=======
-from .basic import conv2d, group_norm, linear, upsample_conv2d
->>>>>>> main/gpu-fused
 
 
 @layer
@@ -15,15 +11,9 @@ def resnet_block(p, x, t_emb=None, *, groups, eps):
 
     x [B, H, W, C], t_emb [B, E] or Ready or None -> [B, H, W, C′]        LDM, arXiv:2112.10752; diffusers `ResnetBlock2D`
     """
-    embedding = None if t_emb is None else linear(p.time_emb_proj, silu(t_emb))  # [B, C′]; the VAE has no time
+    embedding = None if t_emb is None else time_projection(p.time_emb_proj, t_emb, len(x))  # [B, C′]; the VAE has no time
     h = group_norm(p.norm1, x, groups=groups, eps=eps, act="silu")
-<<<<<<< HEAD
-    h = conv2d(p.conv1, h, padding=1)  # [B, H, W, C′]
-    if t_emb is not None:  # the VAE has no time
-        h = add(time_projection(p.time_emb_proj, t_emb, len(x))[:, None, None, :], h)
-=======
     h = conv2d(p.conv1, h, padding=1, embedding=embedding)  # [B, H, W, C′]
->>>>>>> main/gpu-fused
     h = group_norm(p.norm2, h, groups=groups, eps=eps, act="silu")
     skip = conv2d(p.conv_shortcut, x) if "conv_shortcut" in p else x
     return conv2d(p.conv2, h, padding=1, skip=skip)

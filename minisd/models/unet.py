@@ -15,13 +15,8 @@ from ..layers.basic import conv2d, group_norm
 from ..layers.ready import Ready
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
-<<<<<<< HEAD
 from ..tracing import layer, listening
-from .model import Model, expect_input
-=======
-from ..tracing import layer
 from .model import Model
->>>>>>> main/gpu-backend
 
 
 @layer
@@ -111,7 +106,6 @@ class UNet2DConditionModel(Model):
     cuda_graph = True  # on a GPU the steps of a run are replayed as one CUDA graph; False launches kernel by kernel
     replay = None  # that graph: an `ops.cuda.graph.Replay`
 
-<<<<<<< HEAD
     @property
     def params(self):
         """The weights."""
@@ -129,28 +123,28 @@ class UNet2DConditionModel(Model):
         """
         if listening() and len(encoder_hidden_states) == 2 * len(sample):
             sample = array_module(sample).concatenate((sample, sample))
-        if once is None or listening():
-            return to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
-        return to_nchw(once.step(self, sample, timestep, encoder_hidden_states))
+        with self.running():
+            if once is None or listening():
+                y = unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config)
+            else:
+                y = once.step(self, sample, timestep, encoder_hidden_states)
+            return self.give_back(to_nchw(y), sample)
 
     def inputs(self, sample, timestep, encoder_hidden_states) -> tuple:
-        """The arguments of a call, checked and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]; B or B/2 images."""
-        array_module(sample, encoder_hidden_states, names=("sample", "encoder_hidden_states"))
+        """The arguments of a call, checked, where the model is, and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]; B or B/2 images."""
         x = self.image(sample)
         context = self.context(encoder_hidden_states, len(x))
         return x, self.timesteps(timestep, x, len(context)), context
 
     def image(self, sample):
         """sample [B, C, H, W] -> x [B, H, W, C]"""
-        expect_input(self, "sample", sample, (None, self.config.in_channels, None, None))
-        return to_nhwc(sample)
+        return to_nhwc(self.take("sample", sample, (None, self.config.in_channels, None, None)))
 
     def context(self, encoder_hidden_states, images: int):
         """encoder_hidden_states [B, T, C_text] for as many images, or for half as many."""
         widths = set(self.config.per_block("cross_attention_dim"))
         rows = 2 * images if len(encoder_hidden_states) == 2 * images else images
-        expect_input(self, "encoder_hidden_states", encoder_hidden_states, (rows, None, widths.pop() if len(widths) == 1 else None))
-        return encoder_hidden_states
+        return self.take("encoder_hidden_states", encoder_hidden_states, (rows, None, widths.pop() if len(widths) == 1 else None))
 
     def timesteps(self, timestep, x, rows: int):
         """timestep, a number or one for each image of x -> t [rows], those of the images again for the second half of guidance."""
@@ -158,23 +152,4 @@ class UNet2DConditionModel(Model):
         t = xp.asarray(timestep, dtype="float64").reshape(-1)
         if t.size not in (1, len(x)):
             raise ContractError(f"{t.size} timesteps for {len(x)} samples", "", "give one timestep, or one for each sample")
-        return xp.tile(xp.broadcast_to(t, (len(x),)), rows // len(x))
-=======
-    def __call__(self, sample, timestep, encoder_hidden_states):
-        """sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> [B, C, H, W] of the same dtype."""
-        with self.running():
-            y = to_nchw(unet(self.params, *self.inputs(sample, timestep, encoder_hidden_states), self.config))
-            return self.give_back(y, sample)
-
-    def inputs(self, sample, timestep, encoder_hidden_states) -> tuple:
-        """The arguments of a call, checked, where the model is, and as the layers take them: x [B, H, W, C], t [B], context [B, T, C_text]."""
-        c, widths = self.config, set(self.config.per_block("cross_attention_dim"))
-        x = self.take("sample", sample, (None, c.in_channels, None, None))
-        width = widths.pop() if len(widths) == 1 else None
-        context = self.take("encoder_hidden_states", encoder_hidden_states, (len(sample), None, width))
-        xp = array_module(x)
-        t = xp.asarray(timestep, dtype="float64").reshape(-1)
-        if t.size not in (1, len(sample)):
-            raise ContractError(f"{t.size} timesteps for {len(sample)} samples", "", "give one timestep, or one for each sample")
-        return to_nhwc(x), xp.broadcast_to(t, (len(sample),)), context
->>>>>>> main/gpu-backend
+        return xp.concatenate((xp.broadcast_to(t, (len(x),)),) * (rows // len(x)))

@@ -82,13 +82,6 @@ def refuses_all_but_half(x, *args, **kwargs):
     return None if OF_DTYPE.get(x.dtype) == "half" else "takes float16: in float32 it is the reference"
 
 
-<<<<<<< HEAD
-@rung("linear", "cublas", owner="cupy", refuses=refuses_all_but_half)
-def linear_cublas(x, w, b):
-    """cuBLAS: float16 operands, float32 sums; the bias in a second pass."""
-    y = product(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
-    return y if b is None else y + b
-=======
 def passes_for(b, skip) -> tuple[int, ...]:
     """What cuBLAS leaves to be added behind its product, in bytes a number."""
     return (BIAS,) * (b is not None) + (SKIP,) * (skip is not None)
@@ -110,10 +103,9 @@ def refuses_where_mma_is_faster(x, w, b, *, skip=None):
 
 @rung("linear", "cublas", owner="cupy", refuses=refuses_where_mma_is_faster)
 def linear_cublas(x, w, b, *, skip=None):
-    """cuBLAS through CuPy's @: float16 operands, float32 sums; bias and skip in passes of their own."""
-    y = (x.reshape(-1, x.shape[-1]) @ w.T).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
+    """cuBLAS: float16 operands, float32 sums; bias and skip in passes of their own."""
+    y = product(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
     for term in (b, skip):
         if term is not None:
             y += term
     return y
->>>>>>> main/gpu-fused
