@@ -152,4 +152,4 @@ class UNet2DConditionModel(Model):
         t = xp.asarray(timestep, dtype="float64").reshape(-1)
         if t.size not in (1, len(x)):
             raise ContractError(f"{t.size} timesteps for {len(x)} samples", "", "give one timestep, or one for each sample")
-        return xp.tile(xp.broadcast_to(t, (len(x),)), rows // len(x))
+        return xp.concatenate((xp.broadcast_to(t, (len(x),)),) * (rows // len(x)))
