@@ -41,6 +41,8 @@ class Once:
         x = model.image(sample)
         context = self.prompt(model, encoder_hidden_states, len(x))
         t = self.time(model, timestep, x, len(encoder_hidden_states))
+        if not model.cuda_graph:
+            model.replay = None  # and with it the memory of its graph
         if not (model.cuda_graph and on_gpu(x) and isinstance(t, Ready)):
             return unet(model.params, x, t, context, model.config)
         model.replay = model.replay or Replay()

@@ -45,17 +45,23 @@ def step(gpu, t=17.0, seed=0, context=None):
     return gpu.put(image), t, gpu.put(draw(2, 7, 24) if context is None else context)
 
 
+def recorded(gpu, unet, once):
+    """The graph of a step: the first one is launched, the second recorded."""
+    for _ in range(2):
+        unet(*step(gpu), once)
+    return unet.replay.graph
+
+
 def test_the_replayed_steps_are_the_launched_ones(gpu, unet):
     """Other latents, timesteps and prompts, to the last bit; Python launches nothing and brings nothing but the arguments."""
     once = Once([17.0, 925.25])
-    unet(*step(gpu), once)
-    graph = unet.replay.graph
+    graph = recorded(gpu, unet, once)
     for arguments in (step(gpu, 925.25, 1), step(gpu, 17.0, 2, 0.5 * draw(2, 7, 24))):
         before = len(gpu.launches), State.uploads
         y = unet(*arguments, once)
         assert (len(gpu.launches), State.uploads) == before
         np.testing.assert_array_equal(y.get(), unet(*arguments).get())
-    assert unet.replay.graph is graph and graph.graph.launches == 3
+    assert unet.replay.graph is graph and graph.graph.launches == 3  # with the step that was recorded
 
 
 def test_the_result_is_near_the_truth(gpu, unet):
@@ -64,19 +70,17 @@ def test_the_result_is_near_the_truth(gpu, unet):
     assert relative_l2(unet(sample, t, context, Once()).get(), exact) <= 2e-3
 
 
-def test_other_weights_are_recorded_anew_and_the_graph_outlives_a_run(gpu, unet):
+def test_other_weights_drop_the_graph_and_another_run_does_not(gpu, unet):
+    graph = recorded(gpu, unet, Once([17.0]))
     first = unet(*step(gpu), Once([17.0])).get()
-    graph = unet.replay.graph
-    np.testing.assert_array_equal(unet(*step(gpu), Once([17.0])).get(), first)
-    assert unet.replay.graph is graph
+    assert unet.replay.graph is graph and graph.graph.launches == 2
     unet.params = unet.params.replace({"conv_out.bias": gpu.put(np.ones(4, "float16"))})
     assert unet.replay is None
-    np.testing.assert_array_equal(unet(*step(gpu), Once([17.0])).get(), unet(*step(gpu)).get())
-    assert relative_l2(unet(*step(gpu)).get(), first) > 0.1
+    assert relative_l2(unet(*step(gpu), Once([17.0])).get(), first) > 0.1
 
 
 def test_another_choice_of_rungs_is_recorded_anew(gpu, unet):
-    unet(*step(gpu), Once([17.0]))
+    recorded(gpu, unet, Once([17.0]))
     launched = len(gpu.launches)
     with ops.using(layer_norm="warp"):
         unet(*step(gpu), Once([17.0]))
@@ -87,7 +91,7 @@ def test_another_choice_of_rungs_is_recorded_anew(gpu, unet):
 def test_where_there_is_no_graph(gpu, unet, why):
     once = Once()
     if why == "switched off":
-        unet.cuda_graph = False
+        unet.replay, unet.cuda_graph = "a graph", False
         unet(*step(gpu), once)
     elif why == "listened to":
         with trace("unet.*.attn2.to_k") as seen:
@@ -104,6 +108,6 @@ def test_a_step_that_cannot_be_recorded_is_launched(gpu, unet, caplog):
     """Here because the product asked for is the reference's, which is CuPy's @."""
     with caplog.at_level(logging.DEBUG, "minisd"), ops.using(linear="reference"):
         once = Once()
-        ys = [unet(*step(gpu), once).get() for _ in range(2)]
+        ys = [unet(*step(gpu), once).get() for _ in range(3)]
     assert len(caplog.messages) == 1 and "cuBLAS" in caplog.messages[0]
-    np.testing.assert_array_equal(*ys)
+    assert all(np.array_equal(y, ys[0]) for y in ys)

@@ -6,6 +6,7 @@ calls the library through ctypes.
 """
 
 import ctypes
+import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -59,7 +60,7 @@ class Blas:
         return y
 
     def __del__(self):
-        if "handle" in self.__dict__:
+        if "handle" in self.__dict__ and not sys.is_finalizing():  # by then the GPU's context may be gone
             self.library.cublasDestroy_v2(self.handle)
 
 

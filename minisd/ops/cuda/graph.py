@@ -1,7 +1,7 @@
 """A function of arrays as one CUDA graph: its launches are recorded once and replayed by a single call.
 
     replay = Replay()
-    y = replay(f, kind, x, t)        # f(x, t): recorded at the first call of a kind, replayed at the others
+    y = replay(f, kind, x, t)        # f(x, t): recorded at the second call of a kind, replayed from then on
 
 A step of Stable Diffusion is some hundred kernels of 5 to 100 µs, and Python needs about 10 µs to launch each. A graph needs none: the GPU
 is handed all of them at once. What is recorded are addresses, which is why
@@ -61,17 +61,22 @@ def record(stream, f, inputs):
 
 
 class Replay:
-    """The last function that was recorded, and of which kind it was. One thread at a time replays it."""
+    """The function that was called last, and its graph. One thread at a time replays it."""
 
     def __init__(self):
-        self.key, self.graph, self.lock = None, None, threading.Lock()
+        self.key, self.graph, self.tried, self.lock = None, None, False, threading.Lock()
 
     def __call__(self, f, kind, *inputs):
-        """f(*inputs). kind: all that f depends on besides the shapes and dtypes of the inputs, comparable by ==."""
+        """f(*inputs). kind: all that f depends on besides the shapes and dtypes of the inputs, comparable by ==.
+
+        The first call of a kind is launched, because it may be the only one; the second is recorded.
+        """
         key = (kind, [(x.shape, x.dtype) for x in inputs])
         with self.lock:
             if key != self.key:
-                self.key, self.graph = key, None  # the old graph's memory first
+                self.key, self.graph, self.tried = key, None, False
+            elif not self.tried:
+                self.tried = True
                 try:
                     self.graph = Graph(f, inputs)
                 except Exception as reason:
