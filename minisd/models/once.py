@@ -25,19 +25,20 @@ PROMPTS = 2  # kept: guidance in two passes has one for each half
 
 class Once:
     """What one run of a UNet computes once. It looks again whenever a step might differ: a prompt is compared number by number, and other
-    weights (`model.params`, as LoRAs replace them) make it forget. Only numbers written over inside of a weight array are not noticed.
+    weights (`model.params`, as LoRAs replace them) or rungs (`ops.using`) make it forget. Only numbers written over inside of a weight array
+    are not noticed.
 
     timesteps: those to come, if they are known: a GPU projects them all at once
     """
 
     def __init__(self, timesteps=()):
         self.schedule = [float(t) for t in timesteps]
-        self.params, self.prompts, self.times = None, [], {}
+        self.params, self.rungs, self.prompts, self.times = None, None, [], {}
 
     def step(self, model, sample, timestep, encoder_hidden_states):
         """The model's answer [B, H, W, C].        sample [B, C, H, W] or half of it, timestep, encoder_hidden_states [B, T, C_text]"""
-        if self.params is not model.params:
-            self.params, self.prompts, self.times = model.params, [], {}
+        if self.params is not model.params or self.rungs != choices():
+            self.params, self.rungs, self.prompts, self.times = model.params, choices(), [], {}
         x = model.image(sample)
         context = self.prompt(model, encoder_hidden_states, len(x))
         t = self.time(model, timestep, x, len(encoder_hidden_states))
@@ -46,7 +47,7 @@ class Once:
         if not (model.cuda_graph and on_gpu(x) and isinstance(t, Ready)):
             return unet(model.params, x, t, context, model.config)
         model.replay = model.replay or Replay()
-        kind = (t.places, context.places, choices())
+        kind = (t.places, context.places, self.rungs)
         return model.replay(functools.partial(flat_unet, model.params, model.config, t.places, context.places), kind, x, t.flat, context.flat)
 
     def prompt(self, model, vectors, images: int) -> Ready:

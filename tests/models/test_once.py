@@ -95,6 +95,17 @@ def test_other_weights_are_seen(layer):
     assert np.array_equal(model(sample, 7, context, once), before)
 
 
+def test_other_rungs_are_seen():
+    """In the middle of a run: the exact profile takes no product that was made by a fast one."""
+    model, (sample, context) = golden("unet_sd1").model("float32"), inputs("unet_sd1")
+    once, answers = Once(), []
+    for profile in ("fast", "exact", "fast"):
+        with ops.using(profile=profile):
+            answers.append(model(sample, 7, context, once))
+            assert np.array_equal(answers[-1], model(sample, 7, context))
+    assert not np.array_equal(*answers[:2])
+
+
 def test_another_size_batch_dtype_or_model_is_seen():
     one, two = golden("unet_sd1").model("float32"), golden("unet_sd1").model("float64")
     sample, context = inputs("unet_sd1")
