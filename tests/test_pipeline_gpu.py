@@ -210,10 +210,10 @@ def test_a_trace_has_every_layer_of_the_device(pipe, host, tmp_path):
 
 
 def test_the_origin_of_a_nan_is_named(pipe):
-    table = pipe.unet.params.mid_block.resnets[0].conv1.bias
-    table[...] = float("nan")
-    with pytest.raises(ArithmeticError, match=r"unet.mid_block.resnets.0.conv1 \(conv2d\)"):
+    pipe.unet.params.mid_block.resnets[0].conv1.bias[...] = float("nan")
+    with pytest.raises(ArithmeticError, match=r"unet.mid_block.resnets.0.conv1 \(conv2d\)") as caught:
         paint(pipe)
+    assert "limit of float16" in caught.value.why and "run in float32" in caught.value.fix
 
 
 def test_pictures_of_what_happens(pipe):
