@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from minisd import Generator, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, prompts, trace, vjp
 from minisd.commands import doctor, verify
-from minisd.errors import ContractError, ResourceError, UsageError
+from minisd.errors import ContractError, MinisdError, ResourceError, UsageError
+from minisd.gpu import choose
 from minisd.image import read_recipe
 from minisd.ops import RUNGS
 from minisd.ops.cuda.device import on_device
@@ -408,3 +409,16 @@ def test_a_changed_picture_by_the_kernels(tmp_path, ran):
     assert relative_l2(*pictures) <= 2 * BOUND and seen["unet.conv_out"].dtype == np.float32
     assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
     assert not [shape for shape in device.copies if len(shape) == 4 and shape[0] == shape[1] == 3], "a kernel was copied for a launch"
+
+
+# ----- on a GPU, where there is one ------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_on_this_machines_gpu():
+    """The recorded values in float32 and float16, by the rungs that a user gets."""
+    try:
+        choose("cuda")
+    except MinisdError as reason:
+        pytest.skip(f"no GPU: {reason.what}")
+    wrong = [check for check in verify.golden("cuda") if not check["ok"]]
+    assert not wrong, wrong
