@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from minisd import Generator, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, prompts, trace, vjp
 from minisd.commands import doctor, verify
+from minisd.compare import diff
 from minisd.errors import ContractError, MinisdError, ResourceError, UsageError
 from minisd.gpu import choose
 from minisd.image import read_recipe
@@ -208,6 +209,19 @@ def test_a_trace_has_every_layer_of_the_device(pipe, host, tmp_path):
     with trace(pipe, "unet.conv_in") as seen:
         paint(pipe)
     assert seen["unet.conv_in"].dtype == np.float16 and "float16" in seen.table()
+
+
+def test_diff_names_the_first_wrong_layer_of_the_gpu(pipe, host, tmp_path):
+    noise, wrong = Generator(3).randn((1, 4, 4, 4)), "unet.up_blocks.1.resnets.0.conv1"
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("right", "wrong", "truth")}
+    for name, p in (("right", pipe), ("truth", host.astype("float64")), ("wrong", pipe)):
+        if name == "wrong":
+            bias = pipe.unet.params.up_blocks[1].resnets[0].conv1.bias
+            bias += 0.5
+        with trace(p, to=files[name]):
+            paint(p, latents=noise, seed=None, num_inference_steps=1)
+    assert diff(files["right"], files["truth"]).first_divergence() is None
+    assert diff(files["wrong"], files["truth"]).first_divergence().name == wrong
 
 
 def test_the_origin_of_a_nan_is_named(pipe):
