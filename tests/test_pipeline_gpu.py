@@ -425,6 +425,18 @@ def test_a_changed_picture_by_the_kernels(tmp_path, ran):
     assert not [shape for shape in device.copies if len(shape) == 4 and shape[0] == shape[1] == 3], "a kernel was copied for a launch"
 
 
+@needs_simulator[0]
+@needs_simulator[1]
+def test_the_embedded_model_by_the_kernels(ran):
+    """Trained weights of the family of SD 1: projections by convolutions, quick GELU."""
+    options = dict(height=16, width=16, num_inference_steps=1, seed=1, output_type="np")
+    truth = StableDiffusionPipeline.from_pretrained("tiny")(PROMPT, **options).images
+    with stand_in(), on_device(StandInSimulator()):
+        picture = StableDiffusionPipeline.from_pretrained("tiny", device="cuda")(PROMPT, **options).images
+    assert 0.0 < relative_l2(picture, truth) <= 5e-3
+    assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
+
+
 # ----- on a GPU, where there is one ------------------------------------------------------------------------------------------
 
 
