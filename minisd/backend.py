@@ -33,6 +33,11 @@ def device_of(x) -> str:
     return "cpu" if array_module(x) is np else f"cuda:{x.device.id}"
 
 
+def index_of(device: str) -> int:
+    """1 for "cuda:1"."""
+    return int(device.partition(":")[2])
+
+
 def host_dtype(dtype) -> np.dtype:
     """What numbers of this dtype are on the host: float32 for float16, in which NumPy has no matrix product, else the same."""
     return np.dtype("float32") if np.dtype(dtype) == np.float16 else np.dtype(dtype)
@@ -53,7 +58,7 @@ def to_device(x, device: str):
         return packed.get().transpose(back)
     import cupy
 
-    with cupy.cuda.Device(int(device.partition(":")[2])):
+    with cupy.cuda.Device(index_of(device)):
         return cupy.asarray(packed).transpose(back)
 
 

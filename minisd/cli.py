@@ -196,7 +196,8 @@ class Plan:
             adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
         unet_bytes, *others = (kept * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
         weights = unet_bytes + sum(others) + kept * adapters.touched(shapes)  # merging keeps the originals for a moment
-        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes, pictures=0 if edit.picture is None else 1)
+        options = dict(freed=unet_bytes, pictures=0 if edit.picture is None else 1, two_passes=o["two_passes"])
+        activations = activation_bytes(request, vae, unet, itemsize, **options)
         check_memory(activations, request, weights, device, gpu.free_bytes(device))
         edit.check_mask(request.height, request.width, vae.downscale)
         return cls(o, seed, output, frames, folder, scheduler, request, edit, first, adapters, weights, activations)

@@ -13,6 +13,7 @@ import os
 import re
 from contextlib import contextmanager
 
+from .backend import index_of
 from .errors import MinisdError, ResourceError, UsageError
 from .ops.cuda import nvrtc
 from .ops.cuda.device import OLDEST
@@ -41,11 +42,6 @@ def choose(device, say=log.warning) -> str:
     if not named:
         raise UsageError(f"there is no device {device!r}", "", "use cpu, cuda, cuda:1 (the second GPU), or auto")
     return find_gpu(int(named[1] or 0))
-
-
-def index_of(device: str) -> int:
-    """1 for "cuda:1"."""
-    return int(device.partition(":")[2])
 
 
 def find_gpu(index: int) -> str:

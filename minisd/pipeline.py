@@ -262,7 +262,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
             num_images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
         check_prompt_options(prompt_weights, clip_skip, self.text_encoder.config.num_hidden_layers)
-        needed = activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures)
+        needed = activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures, two_passes=two_passes)
         check_memory(needed, request, device=self.device, available=gpu.free_bytes(self.device))
         generator = make_generators(generator, seed, request.batch)
         scheduler = self.scheduler

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "errors": set(),
     "blas": set(),  # imported before NumPy
     "backend": {"errors"},
-    "gpu": {"ops", "errors"},  # asks the kernels what they need
+    "gpu": {"ops", "backend", "errors"},  # asks the kernels what they need
     "resident": {"ops"},  # widens its blocks on the workers of the ops
     "params": {"errors", "resident"},
     "config": {"errors"},

@@ -22,8 +22,9 @@ FAST = ["--steps", "2", "--seed", "32"]
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
+def in_an_empty_folder_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it fails: what is expected below is float32's
 
 
 def run(capsys, *args):

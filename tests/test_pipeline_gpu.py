@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 
 from minisd import Generator, StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline, prompts, trace, vjp
 from minisd.commands import doctor, verify
-from minisd.errors import ContractError, ResourceError, UsageError
+from minisd.compare import diff
+from minisd.errors import ContractError, MinisdError, ResourceError, UsageError
+from minisd.gpu import choose
 from minisd.image import read_recipe
 from minisd.ops import RUNGS
 from minisd.ops.cuda.device import on_device
@@ -209,11 +211,24 @@ def test_a_trace_has_every_layer_of_the_device(pipe, host, tmp_path):
     assert seen["unet.conv_in"].dtype == np.float16 and "float16" in seen.table()
 
 
+def test_diff_names_the_first_wrong_layer_of_the_gpu(pipe, host, tmp_path):
+    noise, wrong = Generator(3).randn((1, 4, 4, 4)), "unet.up_blocks.1.resnets.0.conv1"
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("right", "wrong", "truth")}
+    for name, p in (("right", pipe), ("truth", host.astype("float64")), ("wrong", pipe)):
+        if name == "wrong":
+            bias = pipe.unet.params.up_blocks[1].resnets[0].conv1.bias
+            bias += 0.5
+        with trace(p, to=files[name]):
+            paint(p, latents=noise, seed=None, num_inference_steps=1)
+    assert diff(files["right"], files["truth"]).first_divergence() is None
+    assert diff(files["wrong"], files["truth"]).first_divergence().name == wrong
+
+
 def test_the_origin_of_a_nan_is_named(pipe):
-    table = pipe.unet.params.mid_block.resnets[0].conv1.bias
-    table[...] = float("nan")
-    with pytest.raises(ArithmeticError, match=r"unet.mid_block.resnets.0.conv1 \(conv2d\)"):
+    pipe.unet.params.mid_block.resnets[0].conv1.bias[...] = float("nan")
+    with pytest.raises(ArithmeticError, match=r"unet.mid_block.resnets.0.conv1 \(conv2d\)") as caught:
         paint(pipe)
+    assert "limit of float16" in caught.value.why and "run in float32" in caught.value.fix
 
 
 def test_pictures_of_what_happens(pipe):
@@ -408,3 +423,28 @@ def test_a_changed_picture_by_the_kernels(tmp_path, ran):
     assert relative_l2(*pictures) <= 2 * BOUND and seen["unet.conv_out"].dtype == np.float32
     assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
     assert not [shape for shape in device.copies if len(shape) == 4 and shape[0] == shape[1] == 3], "a kernel was copied for a launch"
+
+
+@needs_simulator[0]
+@needs_simulator[1]
+def test_the_embedded_model_by_the_kernels(ran):
+    """Trained weights of the family of SD 1: projections by convolutions, quick GELU."""
+    options = dict(height=16, width=16, num_inference_steps=1, seed=1, output_type="np")
+    truth = StableDiffusionPipeline.from_pretrained("tiny")(PROMPT, **options).images
+    with stand_in(), on_device(StandInSimulator()):
+        picture = StableDiffusionPipeline.from_pretrained("tiny", device="cuda")(PROMPT, **options).images
+    assert 0.0 < relative_l2(picture, truth) <= 5e-3
+    assert {op for op, rung in ran if rung == "reference"} <= COMPOSED | {"attention"}, ran
+
+
+# ----- on a GPU, where there is one ------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_on_this_machines_gpu():
+    """The recorded values in float32 and float16, by the rungs that a user gets."""
+    try:
+        choose("cuda")
+    except MinisdError as reason:
+        pytest.skip(f"no GPU: {reason.what}")
+    wrong = [check for check in verify.golden("cuda") if not check["ok"]]
+    assert not wrong, wrong

@@ -80,10 +80,15 @@ class Model:
         return self._copy_into(self, device, dtype)
 
     def _copy_into(self, model, device: str, dtype: str):
-        """Gives `model` these weights and LoRAs on a device and in a dtype; convolutions stay channels-last in memory."""
+        """Gives `model` copies of these weights, and the LoRAs, on a device and in a dtype; convolutions stay channels-last in memory."""
         plain = self.params if self.adapters is None else self.params.replace(self.adapters.originals)
-        with gpu.running_on(self.device), gpu.running_on(device):
-            weights = {name: to_device(narrowed(w, dtype, f"{self.component}.{name}"), device) for name, w in plain.items()}
+
+        def copied(name, w):
+            stays = w.dtype == dtype and device != self.device  # then the move makes the copy
+            return to_device(w if stays else cast(w, dtype, f"{self.component}.{name}"), device)
+
+        with gpu.running_on(device), gpu.running_on(self.device):  # cast where they are; `to_device` looks after the rest
+            weights = {name: copied(name, w) for name, w in plain.items()}
             adapters, model.params = self.adapters, Params.from_state_dict(weights, plain.path)
             model.adapters = None if adapters is None else adapters.onto(model)
         return model
@@ -147,10 +152,8 @@ def check_residence(resident: str | None, device: str):
         raise UsageError(f"weights cannot be resident as {resident} on {device}", why, "leave resident out, and choose dtype float16")
 
 
-def narrowed(w, dtype: str, name: str):
-    """A weight in another dtype and the same layout. Raises NumericError where it is finite and becomes infinite."""
-    if w.dtype == dtype:
-        return w
+def cast(w, dtype: str, name: str):
+    """A weight in a dtype and its own layout: a copy. Raises NumericError where it is finite and would become infinite."""
     with np.errstate(over="ignore"):
         y = w.astype(dtype, order="K")
     if y.itemsize < w.itemsize and not _finite(y) and _finite(w):

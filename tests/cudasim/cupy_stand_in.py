@@ -21,7 +21,6 @@ from unittest import mock
 import numpy as np
 
 from minisd import gpu, ops
-from minisd.ops.cuda.device import Device as KernelDevice
 from minisd.ops.cuda.device import on_device
 from tests.cudasim.simulator import FORWARD, Simulator
 
@@ -224,16 +223,8 @@ class StandInSimulator(Simulator):
         super().run(instance, grid, block, [operand(a) if isinstance(a, ndarray) else a for a in arguments], shared)
 
 
-class NoKernels(KernelDevice):
+class NoKernels(StandInSimulator):
     """For tests of everything but the kernels: a launch is an error."""
-
-    array_type = ndarray
-
-    def empty(self, shape, dtype):
-        return ndarray(np.empty(shape, dtype))
-
-    def contiguous(self, x):
-        return ndarray(np.ascontiguousarray(operand(x)))
 
     def run(self, instance, grid, block, arguments, shared):
         raise AssertionError(f"{instance.expression} was launched in a test without kernels")

@@ -5,7 +5,7 @@ import pytest
 
 from minisd.errors import ContractError, NumericError, ResourceError, UsageError
 from minisd.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from minisd.models.model import check_dtype, narrowed
+from minisd.models.model import cast, check_dtype
 from minisd.params import Params
 from tests.cudasim.cupy_stand_in import reference_gpu
 from tests.goldens import golden
@@ -24,6 +24,12 @@ def test_float64_has_the_same_weights_in_the_same_layout(name):
     for key, w in wide.params.items():
         assert w.dtype == np.float64 and np.array_equal(w, tensors[key])
         assert w.ndim != 4 or w.transpose(2, 3, 1, 0).flags.c_contiguous, key
+
+
+def test_astype_copies():
+    model = golden("vae").model("float32")
+    for dtype in ("float32", "float64"):
+        assert not any(np.shares_memory(a, b) for (_, a), (_, b) in zip(model.astype(dtype).params.items(), model.params.items()))
 
 
 def test_the_weights_are_those_of_the_reference():
@@ -78,7 +84,8 @@ def test_weights_go_to_the_device_as_they_are_read(folder, component):
             assert isinstance(a, cupy.ndarray) and np.array_equal(a.get(), b.get()) and np.array_equal(a.get(), w.astype("float16")), name
             assert all(x.ndim != 4 or x.transpose(2, 3, 1, 0).flags.c_contiguous for x in (a, b)), name
         assert moved.to("cuda:1") is moved and moved.to("cuda:0").device == "cuda:0" and moved.dtype == np.float16
-        back = moved.to("cpu", "float32")
+        assert moved.to("cuda:1", "float32").dtype == np.float32 and moved.device == "cuda:1"
+        back = moved.to("cpu")
     assert all(np.array_equal(w, v.astype("float16")) for (_, w), (_, v) in zip(back.params.items(), host.params.items()))
     assert all(w.ndim != 4 or w.transpose(2, 3, 1, 0).flags.c_contiguous for _, w in back.params.items())
 
@@ -112,8 +119,8 @@ def test_a_weight_beyond_float16_is_named(folder):
 
 def test_infinities_of_the_weights_stay_what_they_are():
     """NaN weights are studied with allow_nonfinite=True: a change of dtype does not refuse them."""
-    assert np.isinf(narrowed(np.array([np.inf, 1.0], "float32"), "float16", "w")[0])
-    assert narrowed(np.zeros((0, 3), "float32"), "float16", "w").dtype == np.float16
+    assert np.isinf(cast(np.array([np.inf, 1.0], "float32"), "float16", "w")[0])
+    assert cast(np.zeros((0, 3), "float32"), "float16", "w").dtype == np.float16
 
 
 def test_the_result_has_owner_and_dtype_of_the_input(folder):
