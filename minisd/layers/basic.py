@@ -9,7 +9,8 @@ from ..tracing import layer, listening
 def then_adds(f):
     """Lets the layer f end in sums: f(p, …) + embedding[:, None, None] + skip, added by f's last op before it stores its result.
 
-    A listener has to see f(p, …) itself, as a hook in torch does: for it the sums are made afterwards, to the same numbers.
+    A listener has to see f(p, …) itself, as a hook in torch does: for it the sums are made afterwards. The numbers are the same; in float16
+    on a GPU each sum is then rounded, where the op would have rounded once.
     """
 
     @functools.wraps(f)

@@ -83,7 +83,7 @@ VIOLATIONS = {
     "conv2d_channels": (lambda: ops.conv2d(f32(1, 4, 4, 2), f32(3, 5, 3, 3), padding=1), "does not fit w"),
     "conv2d_x_ndim": (lambda: ops.conv2d(f32(4, 4, 2), f32(3, 2, 3, 3), padding=1), "does not fit w"),
     "conv2d_bias": (lambda: ops.conv2d(f32(1, 4, 4, 2), f32(3, 2, 3, 3), f32(2), padding=1), r"b \(2,\) does not fit"),
-    "conv2d_embedding": (lambda: ops.conv2d(f32(2, 4, 4, 2), f32(3, 2, 3, 3), padding=1, embedding=f32(1, 3)), r"embedding \(1, 3\) is not .* \(2, 3\)"),
+    "conv2d_embedding": (lambda: ops.conv2d(f32(2, 4, 4, 2), f32(3, 2, 3, 3), padding=1, embedding=f32(1, 3)), r"\(1, 3\) is not .* \(2, 3\)"),
     "conv2d_skip": (lambda: ops.conv2d(f32(1, 4, 4, 2), f32(3, 2, 3, 3), padding=0, skip=f32(1, 4, 4, 3)), r"not as the result, \(1, 2, 2, 3\)"),
     "conv2d_mixed_dtypes": (lambda: ops.conv2d(f32(1, 4, 4, 2), f64(3, 2, 3, 3), padding=1), "w is float64"),
     "conv2d_stride_0": (lambda: ops.conv2d(f32(1, 4, 4, 2), f32(3, 2, 3, 3), stride=0, padding=1), "stride 0"),

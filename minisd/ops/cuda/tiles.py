@@ -101,7 +101,9 @@ def convolutions(processors: int) -> str:
 
 
 BIAS, SKIP = 4, 6  # bytes a number, when they are added behind the product: y is read and written again, the skip read
-LINEAR = {"q, k, v": (1, ()), "in front of a transformer": (1, (BIAS,)), "behind attention": (1, (BIAS, SKIP)), "feed-forward, second": (4, (BIAS, SKIP))}
+LINEAR = {  # how many times C it sums, and the passes that cuBLAS needs behind it
+    "q, k, v": (1, ()), "in front of a transformer": (1, (BIAS,)), "behind attention": (1, (BIAS, SKIP)), "feed-forward, second": (4, (BIAS, SKIP)),
+}  # fmt: skip
 
 
 def products(processors: int) -> str:

@@ -33,7 +33,8 @@ __device__ __forceinline__ void convolve(Tile& tile, half* shared, const half* w
         image[i] = m < M ? m / (s.HO * s.WO) : -1;
         top[i] = of_image / s.WO * s.stride - s.top, left[i] = of_image % s.WO * s.stride - s.left;
     }
-    int row = first / blocks / s.KW, column = first / blocks % s.KW, block = first % blocks;  // of the slice that is loaded next: the kernel's tap and its block of 32 channels
+    // Of the slice that is loaded next: the kernel's tap and its block of 32 channels.
+    int row = first / blocks / s.KW, column = first / blocks % s.KW, block = first % blocks;
 
     tile.run(shared, last - first, [&](int, half* stage) {
 #pragma unroll
