@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from minisd import ops, trace
+from minisd import StableDiffusionPipeline, ops, trace
 from minisd.config import UNetConfig
 from minisd.models import Once, UNet2DConditionModel
 from minisd.params import Params
@@ -13,6 +13,7 @@ from tests.cudasim.recorder import State, recorder
 from tests.cudasim.simulator import needs_simulator
 from tests.models.test_models_cuda import draw, model
 from tests.numerics import relative_l2
+from tests.tiny_folder import write_tiny_sd2
 
 pytestmark = needs_simulator
 CONFIG = UNetConfig(
@@ -111,3 +112,20 @@ def test_a_step_that_cannot_be_recorded_is_launched(gpu, unet, caplog):
         ys = [unet(*step(gpu), once).get() for _ in range(3)]
     assert len(caplog.messages) == 1 and "cuBLAS" in caplog.messages[0]
     assert all(np.array_equal(y, ys[0]) for y in ys)
+
+
+def test_a_picture_is_replayed(gpu, tmp_path):
+    """The whole loop: two steps launch and record, the others bring one array, the latents, and launch one graph, which the next picture finds again."""
+    wide = dict(block_out_channels=(40,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), layers_per_block=1,
+                attention_head_dim=(1,), transformer_layers_per_block=1, norm_num_groups=4)  # fmt: skip
+    pipe = StableDiffusionPipeline.from_pretrained(write_tiny_sd2(tmp_path, unet=wide))
+    pipe.unet.params = uploaded(pipe.unet.params.map(lambda w: w.astype("float16")), gpu)
+    options, seen = dict(height=8, width=12, seed=3, num_inference_steps=4), []
+    for step in pipe.steps("a red apple", **options):
+        seen.append((len(gpu.launches), State.uploads))
+    assert seen[3] == (seen[2][0], seen[2][1] + 1)
+    pictures = [step.latents, pipe("a red apple", output_type="latent", **options).images]
+    assert pipe.unet.replay.graph.graph.launches == 3 + 4
+    pipe.unet.cuda_graph = False
+    for picture in pictures:
+        np.testing.assert_array_equal(picture, pipe("a red apple", output_type="latent", **options).images)
