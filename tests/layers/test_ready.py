@@ -13,7 +13,8 @@ WIDTHS = (5, 16, 7)
 
 @pytest.fixture
 def layers():
-    p = Params.from_state_dict({f"{i}.{leaf}": draw(shape) for i, C in enumerate(WIDTHS) for leaf, shape in (("weight", (C, 6)), ("bias", (C,)))}, "unet")
+    shapes = {f"{i}.{leaf}": shape for i, C in enumerate(WIDTHS) for leaf, shape in (("weight", (C, 6)), ("bias", (C,)))}
+    p = Params.from_state_dict({name: draw(shape) for name, shape in shapes.items()}, "unet")
     return list(p)
 
 

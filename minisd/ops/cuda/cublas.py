@@ -55,7 +55,8 @@ class Blas:
         a, b, c = (ctypes.c_void_p(array.data.ptr) for array in (w, x, y))
         one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         check(self.library.cublasGemmEx(
-            self.handle, op, OP_N, N, M, K, ctypes.byref(one), a, R_16F, row, b, R_16F, K, ctypes.byref(zero), c, R_16F, N, COMPUTE_32F, GEMM_DEFAULT
+            self.handle, op, OP_N, N, M, K, ctypes.byref(one), a, R_16F, row, b, R_16F, K,
+            ctypes.byref(zero), c, R_16F, N, COMPUTE_32F, GEMM_DEFAULT,
         ))  # fmt: skip
         return y
 
