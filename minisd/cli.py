@@ -20,8 +20,10 @@ import click
 
 from . import __version__
 from .blas import choose_kernel
+from .commands.options import ITEMSIZE, device_option, dtype_option
 from .errors import MinisdError, UsageError
 
+log = logging.getLogger("minisd")
 INTERRUPTED = 130
 MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
 COMMANDS = ("diff", "doctor", "dump-script", "inspect", "lora", "plot", "tokens", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
@@ -48,7 +50,7 @@ class PromptGroup(click.Group):
 @click.group(cls=PromptGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EPILOG)
 @click.version_option(__version__, prog_name="minisd")
 def cli():
-    """Stable Diffusion in pure NumPy.  minisd "a red apple on a blue background"  makes a picture without network or GPU."""
+    """Stable Diffusion in NumPy, or on an NVIDIA GPU.  minisd "a red apple on a blue background"  makes a picture without network or GPU."""
 
 
 @cli.command(epilog=EPILOG)
@@ -71,9 +73,10 @@ def cli():
 @click.option("--prompt-weights", type=click.Choice(["a1111"]), help="Read (word:1.2), ((word)) and [word], and long prompts in chunks of 75.")
 @click.option("--clip-skip", type=int, help="Leave the last layers of the text encoder out, as diffusers counts: 1 leaves one out.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 5 to 10 % slower.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 is the oracle.")
+@device_option("auto")
+@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 5 to 10 % slower. On the CPU.")
+@dtype_option()
+@click.option("--two-passes", is_flag=True, help="Guidance as two passes of the UNet, one after the other: less memory, more time.")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--exact", is_flag=True, help="Only implementations of the numerics class “exact”.")
 @click.option("--check", type=click.Choice(["blocks", "ops", "off"]), default="blocks", show_default=True, help="Where to look for NaN and infinity.")
@@ -142,11 +145,12 @@ class Plan:
     @classmethod
     def check(cls, o: dict) -> "Plan":
         """Checks the options, first those that need no model, then those that need its configs."""
-        from . import image, rng
+        from . import gpu, image, rng
         from .adapters import Plans
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .edit import Edit
-        from .pipeline import check_device, load_scheduler
+        from .models.model import check_dtype, check_residence, default_dtype
+        from .pipeline import load_scheduler
         from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
@@ -158,7 +162,10 @@ class Plan:
             raise UsageError(f"eta is {o['eta']}", "it is the share of fresh noise in each step", "choose eta from 0 … 1")
         if o["scheduler"] not in (None, *SCHEDULERS):
             raise UsageError(f"there is no scheduler {o['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
-        check_device(o["device"])
+        device = gpu.choose(o["device"], say=log.info)
+        dtype = check_dtype(o["dtype"] or default_dtype(device), device)
+        check_residence(o["resident"], device)
+        o = {**o, "device": device, "dtype": dtype}
         output = image.check_output(o["output"], force=o["force"])
         frames = Path(o["frames"]) if o["frames"] else None
         if o["preview"] and not frames:
@@ -181,7 +188,7 @@ class Plan:
         )  # fmt: skip
         scheduler, first = edit.adapt(scheduler, request.num_inference_steps)
         check_prompt_options(o["prompt_weights"], o["clip_skip"], text.num_hidden_layers)
-        itemsize = 8 if o["dtype"] == "float64" else 4
+        itemsize = ITEMSIZE[dtype]
         kept = 2 if o["resident"] == "float16" else itemsize
         shapes = {"unet": component_shapes(unet), "text_encoder": component_shapes(text)}
         adapters = Plans.check(o["loras"], o["embeddings"], shapes, unet.layers_per_block)
@@ -189,8 +196,9 @@ class Plan:
             adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
         unet_bytes, *others = (kept * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
         weights = unet_bytes + sum(others) + kept * adapters.touched(shapes)  # merging keeps the originals for a moment
-        activations = activation_bytes(request, vae, unet, itemsize, freed=unet_bytes, pictures=0 if edit.picture is None else 1)
-        check_memory(activations, request, weights)
+        options = dict(freed=unet_bytes, pictures=0 if edit.picture is None else 1, two_passes=o["two_passes"])
+        activations = activation_bytes(request, vae, unet, itemsize, **options)
+        check_memory(activations, request, weights, device, gpu.free_bytes(device))
         edit.check_mask(request.height, request.width, vae.downscale)
         return cls(o, seed, output, frames, folder, scheduler, request, edit, first, adapters, weights, activations)
 
@@ -200,7 +208,7 @@ class Plan:
         where = f" · {' under '.join(name for name, _ in self.edit.files)}, from step {self.first}" if self.edit.files else ""
         return (
             f"{o['model']} · {r.width}×{r.height} · {o['steps']} steps of {type(self.scheduler).__name__}{where} · guidance {r.guidance_scale:g} · "
-            f"seed {self.seed} · {o['dtype']} · about {gigabytes:.1f} GB of memory"
+            f"seed {self.seed} · {o['dtype']} on {o['device']} · about {gigabytes:.1f} GB of memory"
         )
 
     def load(self):
@@ -216,15 +224,19 @@ class Plan:
         import numpy as np
 
         o, r = self.options, self.request
-        from . import blas
+        from . import blas, gpu
 
+        where = {"device": "cpu"}
+        if o["device"] != "cpu":
+            facts = gpu.describe(o["device"])
+            where = {"device": o["device"], "gpu": facts["name"], "cupy": facts["cupy"], "driver": facts["driver"]}
         library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         return {
             "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
             **self.edit.recipe,
-            **{name: o[name] for name in ("prompt_weights", "clip_skip") if o[name] is not None}, **self.adapters.recipe(),
-            "rng": "torch-cpu", "dtype": str(pipe.dtype), "device": "cpu", "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
+            **{name: o[name] for name in ("prompt_weights", "clip_skip", "two_passes") if o[name]}, **self.adapters.recipe(),
+            "rng": "torch-cpu", "dtype": str(pipe.dtype), **where, "profile": "exact" if o["exact"] else "fast", "minisd": __version__,
             "numpy": np.__version__, "blas": f"{library.get('name')} {library.get('version')} {blas.kernel() or ''}".strip(),
         }  # fmt: skip
 
@@ -249,7 +261,8 @@ def run_steps(pipe, plan: Plan, stop, quiet: bool):
     o, r = plan.options, plan.request
     steps = pipe.steps(
         o["prompt"], negative_prompt=o["negative"], seed=plan.seed, num_inference_steps=o["steps"], guidance_scale=o["cfg_scale"],
-        eta=o["eta"], width=r.width, height=r.height, clip_skip=o["clip_skip"], prompt_weights=o["prompt_weights"], **plan.edit.arguments,
+        eta=o["eta"], width=r.width, height=r.height, clip_skip=o["clip_skip"], prompt_weights=o["prompt_weights"], two_passes=o["two_passes"],
+        **plan.edit.arguments,
     )  # fmt: skip
     latents, kept = None, []
     total = len(pipe.scheduler.timesteps) - plan.first

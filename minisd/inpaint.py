@@ -62,7 +62,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
         else:
             x = scheduler.add_noise(known, noise, scheduler.timesteps[index])
 
-        m = shrink_mask(mask, request.height // f, request.width // f).astype(self.dtype)
+        m = shrink_mask(mask, request.height // f, request.width // f).astype(self.host_dtype)
         m = tile(m, request.batch, "mask_image")
         if trained:
             if masked_image_latents is None:
@@ -75,7 +75,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
             return (1 - m) * (scheduler.add_noise(known, noise, rest[0]) if len(rest) else known) + m * x
 
         if masked_image_latents is None:  # diffusers encodes the hole and ignores it: what it draws is missing for eta > 0
-            rng.randn((max(len(picture), len(mask)), *known.shape[1:]), share(generator, picture, mask), dtype=self.dtype.name)
+            rng.randn((max(len(picture), len(mask)), *known.shape[1:]), share(generator, picture, mask), dtype=self.host_dtype.name)
         return Start(x, index, after_step=keep)
 
     def encode_hole(self, picture, mask, generator) -> np.ndarray:

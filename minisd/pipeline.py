@@ -13,17 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import rng
+from . import gpu, rng
 from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
+from .backend import to_numpy
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
-from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .models import AutoencoderKL, CLIPTextModel, Once, UNet2DConditionModel
+from .models.model import check_dtype, check_residence, default_dtype
 from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config
 from .tracing import check_finite
 
 OUTPUT_TYPES = ("pil", "np", "latent")
+NETWORKS = ("text_encoder", "unet", "vae")
 
 
 @dataclass
@@ -85,22 +88,28 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
 
     @classmethod
     def from_pretrained(
-        cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None,
+        cls, model="tiny", *, device: str = "cpu", dtype: str | None = None, variant: str | None = None, revision: str | None = None,
         resident: str | None = None,
     ):  # fmt: skip
         """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, or a hub id such as "CompVis/stable-diffusion-v1-4".
 
-        dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
-        resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.
-        Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
+        device: "cpu", "cuda", "cuda:1", or "auto": the first GPU, else the CPU and a line that says why
+        dtype: "float32", "float64" for the oracle, on a GPU also "float16"; default: float32 on the CPU, float16 on a GPU
+        variant: "fp16" reads the half-sized files (into the same dtype)
+        resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used; on the CPU only.
+        Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), ResourceError (a GPU that cannot be used), UsageError.
         """
-        from .checkpoint import read_model_index, resolve
+        from .checkpoint import component_bytes, read_model_index, resolve
         from .tokenizer import CLIPTokenizer
 
-        check_device(device)
+        device = gpu.choose(device)
+        dtype = check_dtype(default_dtype(device) if dtype is None else dtype, device)
+        check_residence(resident, device)
         folder = resolve(str(model), variant=variant, revision=revision)
         read_model_index(folder)
-        load = dict(dtype=dtype, variant=variant, resident=resident)
+        if device != "cpu":
+            gpu.check_room(device, sum(component_bytes(folder, part, dtype) for part in NETWORKS), str(model))
+        load = dict(device=device, dtype=dtype, variant=variant, resident=resident)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
             scheduler=load_scheduler(folder),
@@ -117,6 +126,20 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
             tokenizer=self.tokenizer, scheduler=type(self.scheduler).from_config(self.scheduler.config), name=self.name,
         )  # fmt: skip
 
+    def to(self, device: str | None = None, dtype: str | None = None) -> "StableDiffusionPipeline":
+        """Moves the three networks, in place as in diffusers, and returns the pipeline: `pipe.to("cuda", "float16")`.
+
+        Noise, latents and the sampler stay on the host: the same seed begins with the same numbers on every device.
+        """
+        networks = [getattr(self, part) for part in NETWORKS]
+        device = self.device if device is None else gpu.choose(device)
+        if device != self.device:  # all of them or none
+            sizes = (m.num_parameters() * np.dtype(check_dtype(m.dtype if dtype is None else dtype, device)).itemsize for m in networks)
+            gpu.check_room(device, sum(sizes), self.name)
+        for network in networks:
+            network.to(device, dtype)
+        return self
+
     @classmethod
     def from_pipe(cls, pipe: "StableDiffusionPipeline"):
         """This kind of pipeline from the parts of another one, shared and not loaded again: `StableDiffusionImg2ImgPipeline.from_pipe(pipe)`."""
@@ -131,8 +154,18 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         return self.vae.dtype
 
     @property
+    def host_dtype(self) -> np.dtype:
+        """Of noise, latents, prompt vectors and pixels, which live on the host: float32 beside float16 networks, else that of the networks."""
+        return self.vae.host_dtype
+
+    @property
+    def device(self) -> str:
+        """Where the networks are: "cpu", or "cuda:0", "cuda:1", …"""
+        return self.vae.device
+
+    @property
     def trace_patterns(self) -> tuple:
-        return tuple(f"{part}*" for part in ("text_encoder", "unet", "vae"))
+        return tuple(f"{part}*" for part in NETWORKS)
 
     # ----- the parts of a run ----------------------------------------------------------------------------------------------
 
@@ -150,28 +183,30 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         f = self.vae.config.downscale
         shape = (request.batch, self.vae.config.latent_channels, request.height // f, request.width // f)
         if latents is None:
-            return rng.randn(shape, generator, dtype=self.dtype.name)
+            return rng.randn(shape, generator, dtype=self.host_dtype.name)
         if latents.shape != shape:
             raise UsageError(f"latents has the shape {list(latents.shape)}", "", f"give {list(shape)} for this size and batch")
-        return latents.astype(self.dtype)
+        return to_numpy(latents).astype(self.host_dtype)
 
     def prepare_latents(self, request: Request, generator=None, latents=None) -> np.ndarray:
         """Noise at the scale at which the scheduler begins.        -> [B, 4, H/8, W/8]"""
         return self.draw_noise(request, generator, latents) * self.scheduler.init_noise_sigma
 
-    def predict_noise(self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False):
+    def predict_noise(
+        self, latents, t, context, guidance_scale: float, guidance_rescale: float = 0.0, two_passes: bool = False, once: Once | None = None
+    ):
         """The UNet's guided prediction at one step.
 
         latents [B, 4, H, W], already scaled for the model; context [2B, T, C], the negative prompts first, or [B, T, C] without guidance.
         two_passes: the two halves one after the other, in half the memory; equal to the doubled batch but for rounding.
+        once: of the run that this step belongs to, to save what does not change from step to step
         """
         if len(context) == len(latents):
-            return self.unet(latents, t, context)
-        uncond, cond = np.split(context, 2)
+            return self.unet(latents, t, context, once)
         if two_passes:
-            halves = self.unet(latents, t, uncond), self.unet(latents, t, cond)
+            halves = [self.unet(latents, t, half, once) for half in np.split(context, 2)]
         else:
-            halves = np.split(self.unet(np.concatenate((latents, latents)), t, context), 2)
+            halves = np.split(self.unet(latents, t, context, once), 2)
         return classifier_free_guidance(*halves, guidance_scale, guidance_rescale)
 
     def encode_image(self, image, generator=None) -> np.ndarray:
@@ -180,7 +215,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         [B, 3, 8H, 8W] -> [B, 4, H, W]        generator: one for all, or a list of one for each; a list longer than B begins again with
         the first picture, as diffusers does.
         """
-        image = image.astype(self.dtype)
+        image = image.astype(self.host_dtype)
         if image.shape[1] == self.vae.config.latent_channels:
             return image
 
@@ -191,7 +226,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         mean, std = check_finite(moments, "the VAE encoder")
         if isinstance(generator, list) and len(generator) > 1:
             mean, std = tile(mean, len(generator)), tile(std, len(generator))
-        return self.vae.config.scaling_factor * (mean + std * rng.randn(mean.shape, generator, dtype=self.dtype.name))
+        return self.vae.config.scaling_factor * (mean + std * rng.randn(mean.shape, generator, dtype=self.host_dtype.name))
 
     def decode_latents(self, latents) -> np.ndarray:
         """Latents to pixels in 0 … 1.        [B, 4, H, W] -> [B, 8H, 8W, 3]"""
@@ -227,7 +262,8 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
             num_images_per_prompt=num_images_per_prompt,
         )  # fmt: skip
         check_prompt_options(prompt_weights, clip_skip, self.text_encoder.config.num_hidden_layers)
-        check_memory(activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures), request)
+        needed = activation_bytes(request, self.vae.config, self.unet.config, self.dtype.itemsize, pictures=pictures, two_passes=two_passes)
+        check_memory(needed, request, device=self.device, available=gpu.free_bytes(self.device))
         generator = make_generators(generator, seed, request.batch)
         scheduler = self.scheduler
         scheduler.set_timesteps(request.num_inference_steps)
@@ -236,13 +272,14 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         accepted = inspect.signature(scheduler.step).parameters  # only DDIM takes eta and a generator
         options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         timesteps = scheduler.timesteps[start.index :]
+        once = Once(timesteps)
 
         def loop(x, context):
             for i, t in enumerate(timesteps):
                 x_in = scheduler.scale_model_input(x, t)
                 x_in = x_in if start.channels is None else np.concatenate((x_in, start.channels), axis=1)
                 noise_pred = check_finite(
-                    lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes),
+                    lambda: self.predict_noise(x_in, t, context, request.guidance_scale, guidance_rescale, two_passes, once),
                     f"the UNet, step {i + 1} of {len(timesteps)}", step=i,
                 )  # fmt: skip
                 result = scheduler.step(noise_pred, t, x, **options)
@@ -296,7 +333,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         if prompt_embeds is None:
             cond = self.encode_prompt(request.prompts, clip_skip=clip_skip, prompt_weights=prompt_weights, tokens=tokens)
         else:
-            cond = prompt_embeds.astype(self.dtype)
+            cond = to_numpy(prompt_embeds).astype(self.host_dtype)
             tokens = cond.shape[1]
         cond = cond.repeat(request.num_images_per_prompt, axis=0)
         if not request.guided:
@@ -304,14 +341,15 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         if negative_prompt_embeds is None:  # as in diffusers, no layer is skipped for it
             uncond = self.encode_prompt(request.negative_prompts, prompt_weights=prompt_weights, tokens=tokens)
         else:
-            uncond = negative_prompt_embeds.astype(self.dtype)
+            uncond = to_numpy(negative_prompt_embeds).astype(self.host_dtype)
         uncond = uncond.repeat(request.num_images_per_prompt, axis=0)
         if uncond.shape != cond.shape:
             raise UsageError(f"negative prompt vectors {list(uncond.shape)} beside {list(cond.shape)}", "", "make both for the same number of tokens")
         return np.concatenate((uncond, cond))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.unet.num_parameters():,} UNet parameters, {type(self.scheduler).__name__}, {self.dtype})"
+        parts = (repr(self.name), f"{self.unet.num_parameters():,} UNet parameters", type(self.scheduler).__name__, str(self.dtype))
+        return f"{type(self).__name__}({', '.join(parts)}{'' if self.device == 'cpu' else f', {self.device}'})"
 
 
 def tile(x, batch: int, name: str = "image"):
@@ -326,12 +364,6 @@ def load_scheduler(folder):
     from .checkpoint import read_json
 
     return scheduler_from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
-
-
-def check_device(device: str):
-    """Only the CPU computes so far."""
-    if device not in ("cpu", "auto"):
-        raise UsageError(f"device {device!r} is not available", "this version computes on the CPU only", "leave the device at cpu")
 
 
 def make_generators(generator, seed, batch: int):

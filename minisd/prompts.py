@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from .backend import array_module
+from .backend import array_module, like, to_numpy
 from .errors import UsageError
 from .prompt_weights import chunks, encode_weighted
 
@@ -63,25 +63,25 @@ def embed(text_encoder, ids, replacements: dict | None = None):
     ids = np.asarray(ids)
     x = text_encoder.embeddings(ids)
     table, positions = text_encoder.token_embedding, text_encoder.position_embedding
-    xp = array_module(table)
     for token, vector in (replacements or {}).items():
         places = ids == _row(token, table)
         if not places.any():
             raise UsageError(f"the token {token} is not in the prompt", "so nothing would be replaced", "tokenizer.table(prompt) shows its tokens")
-        vector = xp.asarray(vector, dtype=table.dtype)
+        vector = like(vector, x)
         if vector.shape != table.shape[1:]:
             raise UsageError(f"the vector for token {token} has the shape {list(vector.shape)}", "", f"give {list(table.shape[1:])}, like a row of token_embedding")
         b, t = places.nonzero()
-        x[b, t] = vector + positions[t]
+        x[b, t] = vector + like(positions[t], x)
     return x
 
 
 def mix(text_encoder, weights: dict):
-    """A token between tokens: Σ wᵢ E[i].        weights {id: number} -> [C]"""
+    """A token between tokens: Σ wᵢ E[i].        weights {id: number} -> [C], on the host"""
     table = text_encoder.token_embedding
     if not weights:
         raise UsageError("nothing to mix", "", "give {id: weight, …}")
-    return sum(float(w) * table[_row(token, table)] for token, w in weights.items())
+    rows = ((to_numpy(table[_row(token, table)]), w) for token, w in weights.items())
+    return sum(float(w) * row.astype(text_encoder.host_dtype, copy=False) for row, w in rows)
 
 
 def lerp(a, b, t: float):

@@ -157,18 +157,20 @@ class Request:
         )  # fmt: skip
 
 
-def activation_bytes(request: Request, vae: VAEConfig, unet: UNetConfig, itemsize: int = 4, freed: int = 0, pictures: int = 0) -> int:
+def activation_bytes(
+    request: Request, vae: VAEConfig, unet: UNetConfig, itemsize: int = 4, freed: int = 0, pictures: int = 0, two_passes: bool = False
+) -> int:
     """The most that a run holds besides the weights, in bytes: an estimate from the two widest places.
 
     VAE: the last up block works at full size on the second-narrowest width; input, norm, result, skip and the workers' buffers live
     at once. UNet: three times that at latent size, on the width of a concatenated skip, and all the skips. freed: bytes of weights that are
     released before the decoder runs. SD 1.5 at 512×512, measured: 0.66 GB in the UNet, 1.30 GB in the decoder.
-    pictures: how many the encoder reads at once, at full size on its narrowest width.
+    pictures: how many the encoder reads at once, at full size on its narrowest width. two_passes: the halves of guidance run one by one.
     """
     latent = request.height * request.width // vae.downscale**2
     wide = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
     decode = request.batch * request.height * request.width * wide * 5 * itemsize
-    rows = request.batch * (2 if request.guided else 1)
+    rows = request.batch * (2 if request.guided and not two_passes else 1)
     denoise = rows * latent * unet.block_out_channels[0] * 60 * itemsize
     encode = pictures * request.height * request.width * vae.block_out_channels[0] * 5 * itemsize
     return max(denoise, decode - freed, encode)
@@ -189,16 +191,20 @@ def available_bytes() -> int | None:
     return min(limits) if limits else None
 
 
-def check_memory(needed: int, request: Request, weights: int = 0):
-    """Refuses a run that cannot fit, before the kernel kills it without a word. needed and weights in bytes."""
-    available = available_bytes()
+def check_memory(needed: int, request: Request, weights: int = 0, device: str = "cpu", available: int | None = None):
+    """Refuses a run that cannot fit, before the kernel kills it without a word. needed, weights and available in bytes.
+
+    available: what is free where it runs; by default this process's memory
+    """
+    available = available_bytes() if available is None else available
     if available is not None and needed + weights > available:
         fits = math.sqrt(max(available - weights, 0) / needed) if needed else 0
         size = f"a size of about {int(request.width * fits) // 64 * 64}×{int(request.height * fits) // 64 * 64} fits"
+        where, free = ("memory", "free memory") if device == "cpu" else (f"memory on {device}", "end other programs on the GPU, or use --device cpu")
         raise ResourceError(
-            f"{request.width}×{request.height} × {request.batch} needs about {_gb(needed + weights)} of memory, {_gb(available)} are free",
+            f"{request.width}×{request.height} × {request.batch} needs about {_gb(needed + weights)} of {where}, {_gb(available)} are free",
             f"{_gb(weights)} for the weights, {_gb(needed)} for the activations",
-            f"choose a smaller picture or batch ({size}), or free memory" if fits * min(request.width, request.height) >= 64 else "free memory",
+            f"choose a smaller picture or batch ({size}), or {free}" if fits * min(request.width, request.height) >= 64 else free,
         )
 
 

@@ -219,6 +219,6 @@ def _find_origin(step: int | None, event: Event):
         raise NumericError(
             f"{event.name} ({event.kind}): {bad:,} of {event.output.size:,} values are NaN or Inf",
             f"its inputs are finite, the largest is {largest:.3g}; the limit of {event.output.dtype} is {limit:.3g}",
-            "check the weights of this layer, or run in float64",
+            f"check the weights of this layer, or run in {'float32' if event.output.dtype == np.float16 else 'float64'}",
             layer=event.name, step=step,
         )  # fmt: skip

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "errors": set(),
     "blas": set(),  # imported before NumPy
     "backend": {"errors"},
+    "gpu": {"ops", "backend", "errors"},  # asks the kernels what they need
     "resident": {"ops"},  # widens its blocks on the workers of the ops
     "params": {"errors", "resident"},
     "config": {"errors"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "ops": {"blas", "backend", "errors"},  # knows no config
     "layers": {"ops", "tracing", "backend", "errors"},  # know no model, no config, no checkpoint
     "checkpoint": {"config", "params", "resident", "backend", "errors"},
-    "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "backend", "errors"},
+    "models": {"layers", "ops", "checkpoint", "config", "params", "tracing", "rng", "gpu", "backend", "errors"},
     "adapters": {"checkpoint", "params", "resident", "backend", "errors"},  # change models, and know none
     "schedulers": {"checkpoint", "rng", "backend", "errors"},
     "vjp": {"ops", "layers", "models", "config", "backend", "errors"},  # gradients know the forward pass, which never imports them
@@ -48,7 +49,8 @@ MAY_IMPORT = {
     "image": {"video", "backend", "errors"},
     "video": {"errors"},
     "request": {"config", "errors"},
-    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "backend", "errors", "adapters", "prompts"},
+    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "gpu", "backend", "errors", "adapters",
+                 "prompts"},  # fmt: skip
     "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
     "experiments": {"schedulers"},  # likewise
     "image_input": {"errors"},
@@ -61,9 +63,9 @@ MAY_IMPORT = {
     "compare_html": {"compare"},
     "onnx_suite": {"ops"},
     "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
-                 "tracing", "image", "request", "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
+                 "tracing", "image", "request", "ops", "rng", "blas", "gpu", "backend", "errors", "__version__"},  # fmt: skip
     "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
-            "request", "ops", "rng", "tracing", "errors", "__version__"},  # fmt: skip
+            "request", "ops", "rng", "tracing", "gpu", "errors", "__version__"},  # fmt: skip
     "prompt_weights": {"errors"},
     "prompts": {"prompt_weights", "backend", "errors"},
     "__main__": {"cli"},
@@ -74,6 +76,7 @@ ONNX = "minisd/onnx_suite/"  # the one place that may need the `test` extra
 LAZY = {"huggingface_hub", "PIL", "tokenizers", "imageio_ffmpeg"}  # imported inside the functions that need them
 CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
+    "minisd/gpu.py": "the one place that knows what is missing on the way to a GPU",
     "minisd/ops/cuda": "the kernels and their launchers",
     "minisd/ops/reference.py": "erf is no function of NumPy's, so each owner has its own",
 }

@@ -6,8 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from minisd.backend import array_module, to_nchw, to_nhwc, to_numpy
+from minisd.backend import array_module, beside, device_of, host_dtype, like, to_device, to_nchw, to_nhwc, to_numpy
 from minisd.errors import ContractError
+from tests.cudasim.cupy_stand_in import stand_in
 
 
 class DeviceArray:
@@ -77,3 +78,51 @@ def test_the_border_never_hands_out_a_view_of_what_it_was_given(channels):
     x = np.zeros((1, channels, 4, 5), dtype="float32")
     before = x.copy()
     assert np.array_equal(to_nchw(to_nhwc(x)), before)
+
+
+# ----- devices -------------------------------------------------------------------------------------------------------------
+
+SHAPES = [(), (5,), (3, 4), (2, 3, 4), (4, 3, 1, 1), (4, 1, 3, 3), (5, 2, 3, 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_there_and_back_in_the_same_order_in_memory(shape):
+    """A convolution's [O, I, KH, KW] lies as [KH, KW, I, O] on the device too: no launch has to copy it."""
+    x = np.asarray(np.random.RandomState(0).randn(*shape), dtype="float32")
+    x = x if len(shape) < 4 else np.ascontiguousarray(x.transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)
+    with stand_in(count=2) as cupy:
+        y = to_device(x, "cuda:1")
+        assert isinstance(y, cupy.ndarray) and device_of(y) == "cuda:1" and y.shape == x.shape and y.dtype == x.dtype
+        assert len(shape) < 4 or y.transpose(2, 3, 1, 0).flags.c_contiguous
+        again = to_device(y, "cuda:0")
+        assert device_of(again) == "cuda:0" and device_of(y) == "cuda:1"
+        back = to_device(again, "cpu")
+    assert type(back) is np.ndarray and np.array_equal(back, x)
+    assert len(shape) < 4 or back.transpose(2, 3, 1, 0).flags.c_contiguous
+
+
+def test_what_is_there_is_not_moved():
+    x = np.zeros(3)
+    assert to_device(x, "cpu") is x and device_of(x) == "cpu"
+    with stand_in() as cupy:
+        y = cupy.zeros(3)
+        assert to_device(y, "cuda:0") is y
+
+
+def test_like_brings_numbers_beside_another_array():
+    with stand_in(count=2) as cupy:
+        with cupy.cuda.Device(1):
+            other = cupy.zeros(2, "float16")
+        x = like(np.ones(3, "float32"), other)
+        assert device_of(x) == "cuda:1" and x.dtype == np.float16
+        host = like(x, np.zeros(1, "float32"))
+        assert type(host) is np.ndarray and host.dtype == np.float32 and host.tolist() == [1, 1, 1]
+        assert like([1, 2], np.zeros(1)).dtype == np.float64
+        with beside(other):
+            assert cupy.cuda.Device().id == 1
+        with beside(host):
+            assert cupy.cuda.Device().id == 0
+
+
+def test_dtypes_of_the_host():
+    assert [host_dtype(d) for d in ("float16", "float32", np.dtype("float64"))] == [np.float32, np.float32, np.float64]

@@ -151,13 +151,14 @@ def tanh_gelu(monkeypatch):
 
 
 def swapped_heads(monkeypatch):
-    def wrong(p, x, context=None, *, heads):
+    def wrong(p, x, context=None, *, heads, skip=None):
         context = x if context is None else context
         q, k, v = (basic.linear(w, y) for w, y in ((p.to_q, x), (p.to_k, context), (p.to_v, context)))
         y = attention.multi_head(q, k, v, heads=heads)
-        return basic.linear(p.to_out[0], np.roll(y, y.shape[-1] // heads, axis=-1))
+        return basic.linear(p.to_out[0], np.roll(y, y.shape[-1] // heads, axis=-1), skip=skip)
 
-    monkeypatch.setattr(attention, "attention", only_at(f"{BLOCK}.attn2", attention.attention, wrong))
+    layer_itself = attention.attention.__wrapped__  # without the sum that it may end in
+    monkeypatch.setattr(attention, "attention", basic.then_adds(only_at(f"{BLOCK}.attn2", layer_itself, wrong)))
     return f"{BLOCK}.attn2", 0
 
 

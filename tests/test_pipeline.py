@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from minisd import DDIMScheduler, Generator, StableDiffusionPipeline, schedulers
 from minisd.errors import NumericError, ResourceError, UsageError
@@ -133,6 +134,66 @@ def test_callback_changes_the_run(pipe):
 
     assert not latents(pipe, callback_on_step_end=to_zero).any()
     assert seen == [(i, t, ["latents", "prompt_embeds"]) for i, t in enumerate((751, 501, 251, 1))]
+
+
+def by_hand(pipe, change=lambda i, x, context: (x, context), **options):
+    """The loop with nothing remembered from one step to the next."""
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps(4)
+    x, context = Generator(32).randn((1, 4, 16, 16)) * scheduler.init_noise_sigma, pipe.encode_prompt(["", PROMPT])
+    for i, t in enumerate(scheduler.timesteps):
+        noise = pipe.predict_noise(scheduler.scale_model_input(x, t), t, context, 7.5, **options)
+        x, context = change(i, scheduler.step(noise, t, x).prev_sample, context)
+    return x
+
+
+@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
+@pytest.mark.parametrize("options", [{}, {"two_passes": True}], ids=["one pass", "two passes"])
+def test_a_run_remembers_and_gives_the_bits_of_one_that_does_not(pipe, name, options):
+    pipe.scheduler = schedulers.SCHEDULERS[name].from_config(pipe.scheduler.config)
+    np.testing.assert_array_equal(latents(pipe, **options), by_hand(pipe, **options))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_callback_that_edits_the_prompt_is_heard(pipe, in_place):
+    other = pipe.encode_prompt(["", "a cat"])
+
+    def edit(pipeline, index, t, tensors):
+        if index != 1:
+            return None
+        if in_place:
+            tensors["prompt_embeds"][...] = other
+            return None
+        return {"prompt_embeds": other}
+
+    expected = by_hand(pipe, lambda i, x, context: (x, other if i == 1 else context))
+    np.testing.assert_array_equal(latents(pipe, callback_on_step_end=edit), expected)
+    assert relative_l2(expected, latents(pipe)) > 1e-2
+
+
+def test_a_lora_that_is_set_between_two_steps_is_used(pipe, tmp_path):
+    """On the weights whose products a run remembers; `set_adapters` puts other arrays in their places."""
+    draw, pairs = np.random.RandomState(0).standard_normal, {}
+    for name, w in pipe.unet.params.items():
+        if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight", "time_emb_proj.weight")):
+            module = name.removesuffix(".weight")
+            for matrix, shape in (("lora_A", (1, w.shape[1])), ("lora_B", (len(w), 1))):
+                pairs[f"unet.{module}.{matrix}.weight"] = (0.5 * draw(shape)).astype("float32")
+    save_file(pairs, tmp_path / "lora.safetensors")
+
+    def change(i, *state):
+        pipe.set_adapters("lora", (0.0, 1.0, -0.5, 0.3)[i])
+        return state
+
+    pipe.load_lora_weights(tmp_path / "lora.safetensors", adapter_name="lora")
+    try:
+        change(3)
+        unchanged = latents(pipe)
+        changed = latents(pipe, callback_on_step_end=lambda pipeline, i, t, tensors: change(i) or None)
+        np.testing.assert_array_equal(changed, by_hand(pipe, change))  # begins, as the run did, with what step 3 left
+        assert relative_l2(changed, unchanged) > 1e-2
+    finally:
+        pipe.unload_lora_weights()
 
 
 def test_float64_is_the_oracle(pipe):

@@ -51,13 +51,13 @@ def tanh_geglu(x):
 def tanh_in_geglu(monkeypatch):
     """In the op and in its fusion with the two linear layers around it."""
     monkeypatch.setattr(ops, "geglu", tanh_geglu)
-    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, w_out, b_out: ops.linear(tanh_geglu(ops.linear(x, w, b)), w_out, b_out))
+    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, v, c, *, skip: ops.linear(tanh_geglu(ops.linear(x, w, b)), v, c, skip=skip))
 
 
 def tanh_in_the_geglu(monkeypatch):
     """In the op, and in the one that fuses it with its two linear layers."""
     monkeypatch.setattr(ops, "geglu", tanh_geglu)
-    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, w_out, b_out: ops.linear(tanh_geglu(ops.linear(x, w, b)), w_out, b_out))
+    monkeypatch.setattr(ops, "feed_forward", lambda x, w, b, v, c, *, skip: ops.linear(tanh_geglu(ops.linear(x, w, b)), v, c, skip=skip))
 
 
 right_multi_head = attention.multi_head

@@ -1,5 +1,6 @@
 """What is refused before any weights are read. The pipeline's own refusals are in test_pipeline.py."""
 
+import dataclasses
 import logging
 import re
 
@@ -69,6 +70,18 @@ def test_memory_estimate_grows_with_the_picture():
     small, large = (request.activation_bytes(check(height=n, width=n), SD1_VAE, SD1_UNET) for n in (512, 1024))
     assert large == 4 * small
     assert 1.3e9 <= small <= 1.6e9  # measured: 1.30 GB above the weights
+
+
+def test_two_passes_hold_half_of_the_unet():
+    shallow = dataclasses.replace(SD1_VAE, block_out_channels=(1, 1, 1, 1))  # so that the UNet is the widest place
+    twice, once = (request.activation_bytes(check(), shallow, SD1_UNET, two_passes=two_passes) for two_passes in (False, True))
+    assert twice == 2 * once
+
+
+def test_what_fits_on_a_gpu_is_said_of_the_gpu():
+    with pytest.raises(ResourceError, match=r"of memory on cuda:1, 1\.0 GB are free") as caught:
+        request.check_memory(3 * 10**9, check(), device="cuda:1", available=10**9)
+    assert "other programs on the GPU" in caught.value.fix
 
 
 def test_a_run_that_cannot_fit_says_what_would(monkeypatch):

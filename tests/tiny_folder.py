@@ -41,9 +41,9 @@ MODEL_INDEX = {
 FILES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def write_tiny_sd2(folder: Path, in_channels: int = 4, **scheduler) -> Path:
-    """Fills `folder` and returns it. in_channels: 9 is an inpainting model. Keywords change the scheduler's config."""
-    configs = {**CONFIGS, "unet": {**CONFIGS["unet"], "in_channels": in_channels}}
+def write_tiny_sd2(folder: Path, in_channels: int = 4, unet: dict | None = None, **scheduler) -> Path:
+    """Fills `folder` and returns it. in_channels: 9 is an inpainting model. unet: changes of its config; keywords: of the scheduler's."""
+    configs = {**CONFIGS, "unet": {**CONFIGS["unet"], "in_channels": in_channels, **(unet or {})}}
     shapes = {
         "unet": unet_shapes(UNetConfig.from_dict(configs["unet"])),
         "vae": vae_shapes(VAEConfig.from_dict(configs["vae"])),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import array_module, to_numpy
+from ..backend import beside, host_dtype, like, to_numpy
 from ..errors import UsageError
 from ..resident import read
 from .lora_file import LoraFile, LoraLayer, check_lora
@@ -22,12 +22,18 @@ COMPONENTS = ("unet", "text_encoder")
 
 
 def add_lora(w, layers: list):
-    """W′ = W + Σ weight · ΔW in the layout of W.        layers: [(LoraLayer, weight), …] -> a new array"""
-    xp, result = array_module(w), None
-    for layer, weight in layers:
-        change = xp.asarray(weight * layer.delta(w.shape, w.dtype.name))
-        result = xp.add(w if result is None else result, change, out=xp.empty_like(w) if result is None else result)
-    return w if result is None else result
+    """W′ = W + Σ weight · ΔW in the layout of W.        layers: [(LoraLayer, weight), …] -> a new array
+
+    The sum of a float16 weight is made in float32 and rounded once. ΔW is computed on the host.
+    """
+    if not layers:
+        return w
+    wide = host_dtype(w.dtype)
+    with beside(w):
+        result = w.astype(wide, order="K")
+        for layer, weight in layers:
+            result += like(weight * layer.delta(w.shape, wide.name), result)
+        return result.astype(w.dtype, order="K", copy=False)
 
 
 class Stack:

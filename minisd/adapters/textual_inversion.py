@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..backend import array_module, to_numpy
+from ..backend import array_module, beside, like, to_numpy
 from ..checkpoint.report import FLOATS, shorten, some
 from ..errors import ModelFileError, NumericError, UsageError
 from .file import locate, read_contents
@@ -115,8 +115,8 @@ def add_textual_inversion(tokenizer, text_encoder, inversion: TextualInversion):
         why = f"the tokenizer has {count:,} tokens, the text encoder {len(table):,} vectors"
         raise UsageError("the tokenizer does not belong to the text encoder", why, "load both from one folder")
     tokenizer.add_tokens(list(inversion.tokens))
-    xp = array_module(table)
-    _set_table(text_encoder, xp.concatenate((table[:count], xp.asarray(inversion.vectors.astype(table.dtype.name)))))
+    with beside(table):
+        _set_table(text_encoder, array_module(table).concatenate((table[:count], like(inversion.vectors, table))))
 
 
 def remove_textual_inversion(tokenizer, text_encoder, words=None):
@@ -127,7 +127,8 @@ def remove_textual_inversion(tokenizer, text_encoder, words=None):
     rows = {added[token] for token in tokens if token in added}
     tokenizer.remove_tokens(tokens)
     table = text_encoder.token_embedding
-    _set_table(text_encoder, table[[i for i in range(len(table)) if i not in rows]])
+    with beside(table):
+        _set_table(text_encoder, table[[i for i in range(len(table)) if i not in rows]])
 
 
 def _set_table(text_encoder, table):

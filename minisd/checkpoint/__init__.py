@@ -12,13 +12,13 @@
     report.py             what was done
 """
 
-from .folder import Component, load_component, read_component_config, read_json, read_model_index
+from .folder import Component, component_bytes, load_component, read_component_config, read_json, read_model_index
 from .hub import resolve
 from .report import LoadReport
 from .shapes import clip_text_shapes, component_shapes, unet_shapes, vae_shapes
 from .weights import params_from_state_dict
 
 __all__ = [
-    "Component", "LoadReport", "clip_text_shapes", "component_shapes", "load_component", "params_from_state_dict",
+    "Component", "LoadReport", "clip_text_shapes", "component_bytes", "component_shapes", "load_component", "params_from_state_dict",
     "read_component_config", "read_json", "read_model_index", "resolve", "unet_shapes", "vae_shapes",
 ]  # fmt: skip

@@ -9,10 +9,13 @@
 
 import json
 import logging
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ..config import CLIPTextConfig, UNetConfig, VAEConfig
 from ..errors import ModelFileError
@@ -20,6 +23,7 @@ from ..params import Params
 from .hub import resolve
 from .report import LoadReport, shorten, some
 from .safetensors_file import FETCH_AGAIN, read_header
+from .shapes import component_shapes
 from .variants import available, choose_weights
 from .weights import assemble
 
@@ -57,14 +61,16 @@ def load_component(
     variant: str | None = None,
     allow_nonfinite: bool = False,
     resident: str | None = None,
+    device: str = "cpu",
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
     folder: the pipeline's folder or the component's own; else what `resolve` takes
-    subfolder: where the component is, if not under its own name        dtype: "float32" or "float64"
+    subfolder: where the component is, if not under its own name        dtype: "float32", "float64", or for a GPU "float16"
     variant: "fp16" asks for those files; without it they are read only where there are no others
     allow_nonfinite: NaN weights are reported instead of refused, to study them
     resident: "float16" keeps the weights in memory as float16, where that changes no number
+    device: "cpu" or "cuda:N": each weight goes there as soon as it is read
     """
     root = folder_of(folder, variant)
     home = locate(root, component, subfolder)
@@ -76,7 +82,7 @@ def load_component(
         log.warning("%s", note)
     files = _files_of_index(root, home / file) if file.endswith(".json") else [file]
     stored = [tensor for name in files for tensor in read_header(inside(root, home / name)).values()]
-    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(home / file))
+    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(home / file), device=device)
     params, report = assemble(stored, component, config, **options)
     report.files = files
     log.info("%s", report.headline)
@@ -87,6 +93,12 @@ def read_component_config(folder, component: str, subfolder: str | None = None):
     """The config of "unet", "vae" or "text_encoder" alone."""
     root = folder_of(folder)
     return _read_config(root, locate(root, component, subfolder), component)
+
+
+def component_bytes(folder, component: str, dtype: str, subfolder: str | None = None) -> int:
+    """What the weights of a component take in memory, by its config alone."""
+    shapes = component_shapes(read_component_config(folder, component, subfolder))
+    return np.dtype(dtype).itemsize * sum(map(math.prod, shapes.values()))
 
 
 def folder_of(model, variant: str | None = None) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..backend import to_device
 from ..errors import ModelFileError, NumericError, UsageError
 from ..params import Params
 from ..resident import HalfWeight
@@ -62,15 +63,15 @@ def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "
 
 
 def assemble(
-    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, resident=None, source=""
+    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, resident=None, source="", device="cpu"
 ) -> tuple[Params, LoadReport]:
     """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
 
     2-D weights are C-contiguous. 4-D ones keep the official shape [O, I, KH, KW] but lie as [KH, KW, I, O] in memory.
-    Beside the result there is never more than about one tensor in memory. Raises ModelFileError, NumericError.
+    Beside the result there is never more than about one tensor in memory: each goes to `device` when it has been read. Raises ModelFileError, NumericError.
     resident="float16": matrices and kernels stay float16 in memory and are widened when they are read; refused where that changed a number.
     """
-    if dtype not in ("float32", "float64"):
+    if dtype not in ("float32", "float64") and (dtype != "float16" or device == "cpu"):
         why = "matrix products of NumPy are in float32 or float64"
         raise UsageError(f"weights cannot be loaded as {dtype!r}", why, "use float32 or float64")
     check_resident(resident, dtype, allow_nonfinite)
@@ -84,13 +85,15 @@ def assemble(
         half = resident == "float16" and len(shapes[name]) > 1  # the vectors of norms and biases are few
         weights[name], bad = read_half(found[name], shapes[name], source) if half else read_weight(found[name], shapes[name], dtype)
         if bad and not allow_nonfinite:
+            narrow = dtype == "float16" and found[name].dtype != "F16"
             raise NumericError(
-                f"{source}: {name} holds NaN or Inf: {bad:,} of {weights[name].size:,} values",
+                f"{source}: {name} holds NaN or Inf{' in float16' if narrow else ''}: {bad:,} of {weights[name].size:,} values",
                 "they would spread over the whole picture",
-                f"{FETCH_AGAIN}; to study it nevertheless: allow_nonfinite=True",
+                f"{'choose dtype float32, or ' if narrow else ''}{FETCH_AGAIN}; to study it nevertheless: allow_nonfinite=True",
                 layer=f"{component}.{name.rpartition('.')[0]}",
             )
         report.add(name, found[name].dtype, weights[name].nbytes, bad)
+        weights[name] = to_device(weights[name], device)
     return Params.from_state_dict({name: weights[name] for name in shapes}, path=component), report
 
 

@@ -30,6 +30,7 @@ def examine() -> dict:
     from .. import __version__
     from ..blas import kernel
     from ..checkpoint.report import in_bytes
+    from ..gpu import installed
     from ..request import available_bytes
 
     problems: list = []
@@ -46,7 +47,9 @@ def examine() -> dict:
         "product of matrices": product(problems),
         "embedded model": embedded(problems),
         "cache": cache(),
-        "gpu": "cupy is imported" if "cupy" in sys.modules else "not used: this version computes on the CPU",
+        "cupy": ", ".join(installed()) or "not installed",
+        "gpu": graphics(problems),
+        "kernels": kernels(),
         "problems": problems,
     }
 
@@ -96,6 +99,34 @@ def embedded(problems: list) -> str:
     except MinisdError as error:
         problems.append(f"the embedded model: {error.what}")
         return "broken"
+
+
+def graphics(problems: list) -> dict | str:
+    """What GPU is used, or why none is. CuPy that is there and cannot be used is a problem; a machine without it has none."""
+    from .. import gpu
+    from ..errors import MinisdError
+
+    try:
+        return gpu.describe(gpu.choose("cuda"))
+    except MinisdError as error:
+        if gpu.installed():
+            problems.append(f"the GPU: {error.what}")
+        return f"not used: {error.what} ({error.why}); fix: {error.fix}"
+
+
+def kernels() -> dict:
+    """What the CUDA kernels are compiled with, and where they are kept."""
+    from ..errors import ResourceError
+    from ..ops.cuda import nvrtc
+    from ..ops.cuda.compile import cache_folder
+
+    try:
+        compiler = nvrtc.version()
+        headers = str(nvrtc.include_folder())
+    except ResourceError as error:
+        return {"compiler": f"none: {error.what}"}
+    folder = cache_folder()
+    return {"nvrtc": compiler, "headers": headers, "kept in": str(folder), "compiled": len(list(folder.glob("*.cubin")))}
 
 
 def cache() -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from .options import device_option, dtype_option
 from .trace import first_noise, load
 
 MODEL = click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
@@ -25,6 +26,8 @@ def run_options(command):
         click.option("-H", "--height", type=int, help="Pixels; default: what the model was trained for."),
         click.option("--scheduler", help="ddim, lms or pndm; default: the model's own."),
         click.option("--variant", help="File variant to read, such as fp16."),
+        device_option("cpu"),
+        dtype_option(),
         FORCE,
     )):  # fmt: skip
         command = option(command)
@@ -125,7 +128,7 @@ def start(output, force: bool, options: dict) -> tuple:
     from ..request import check_seed
 
     path, seed = output_path(output, ".png", force), check_seed(options.get("seed", 0))
-    pipe = load({"dtype": "float32", **options})
+    pipe = load(options)
     if "steps" not in options:
         return path, pipe, {}
     size = {name: options[name] for name in ("width", "height")}

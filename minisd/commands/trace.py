@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from .options import device_option, dtype_option
 
 
 @click.command("trace")
@@ -20,7 +21,8 @@ from ..errors import UsageError
 @click.option("-W", "--width", type=int, help="Pixels; default: what the model was trained for.")
 @click.option("-H", "--height", type=int, help="Pixels; default: what the model was trained for.")
 @click.option("--scheduler", help="ddim, lms or pndm; default: the model's own.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="float64 makes the truth for `diff --truth`.")
+@device_option("cpu")
+@dtype_option("float64 makes the truth for `diff --truth`")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--inputs", is_flag=True, help="Also what every layer was given, for `diff --teacher`.")
 @click.option("--stats", is_flag=True, help="Only shapes, ranges and moments, not the arrays.")
@@ -47,7 +49,7 @@ def command(prompt, at, output, stats, show_table, as_json, force, **options):
     pipe = load(options)
     size = dict(width=options["width"], height=options["height"])
     noise = first_noise(pipe, check_seed(options["seed"]), **size)
-    recipe = {"prompt": prompt, **options, "scheduler": type(pipe.scheduler).__name__}
+    recipe = {"prompt": prompt, **options, "device": pipe.device, "dtype": str(pipe.dtype), "scheduler": type(pipe.scheduler).__name__}
     listening = trace(pipe, *at, to=path, inputs=options["inputs"], stats=stats or path is None, recipe=recipe)
     with listening as recorder, checking(options["check"]), ops.using(profile=options["profile"]):
         pipe(
@@ -71,7 +73,8 @@ def load(options: dict):
 
     if options["scheduler"] not in (None, *SCHEDULERS):
         raise UsageError(f"there is no scheduler {options['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
-    pipe = StableDiffusionPipeline.from_pretrained(options["model"], dtype=options["dtype"], variant=options["variant"])
+    where = {name: options[name] for name in ("device", "dtype") if name in options}
+    pipe = StableDiffusionPipeline.from_pretrained(options["model"], variant=options["variant"], **where)
     if options["scheduler"]:
         pipe.scheduler = SCHEDULERS[options["scheduler"]].from_config(pipe.scheduler.config)
     return pipe

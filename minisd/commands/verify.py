@@ -14,11 +14,14 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from .options import device_option
 
 RECORD = Path(__file__).with_suffix(".json")
 PROMPT, SEED, STEPS = "a red apple on a blue background", 7, 4
 POSITIONS = 24
 ALLOWED = 1e-4  # relative L2 of float32 after four guided steps; a right run is a fifth of it or less away
+ALLOWED_HALF = 0.1  # of float16, whose guided noise at late timesteps is up to 0.04 away by the reference ops
+ALLOWED_HALF_PICTURE = 5e-3  # a right run: 5e-4
 ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so the picture of a right run is nearer: 4e-7
 
 
@@ -27,12 +30,13 @@ ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so
 @click.option("--suite", type=click.Choice(["golden", "schedulers", "onnx", "all"]), default="all", show_default=True,
               help="golden: the model; schedulers; onnx: the ONNX standard's own cases for our ops (needs onnx==1.22.0); all: the first two.")  # fmt: skip
 @click.option("--variant", help="File variant to read, such as fp16.")
+@device_option("cpu")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model, suite, variant, as_json):
-    """Run a self-test of this installation on the embedded model, or on the model -m."""
+def command(model, suite, variant, device, as_json):
+    """Run a self-test of this installation on the embedded model, or on the model -m. On a GPU: in float32, and the embedded model in float16 too."""
     checks = []
     if suite in ("golden", "all"):
-        checks += golden() if model == "tiny" else oracle(model, variant)
+        checks += golden(device) if model == "tiny" else oracle(model, variant, device)
     if suite in ("schedulers", "all"):
         checks += schedulers()
     if suite == "onnx":
@@ -51,9 +55,16 @@ def command(model, suite, variant, as_json):
 # ----- recorded values -----------------------------------------------------------------------------------------------------
 
 
-def golden() -> list:
-    """The embedded model in float32 against the record: the prompt, every step with every sampler, the picture."""
-    return compared(model_values("float32"), json.loads(RECORD.read_text())["model"], ALLOWED, {"picture": ALLOWED_PICTURE})
+def golden(device: str = "cpu") -> list:
+    """The embedded model against the record: the prompt, every step with every sampler, the picture. In float32, on a GPU in float16 too."""
+    from .. import gpu
+
+    recorded, device = json.loads(RECORD.read_text())["model"], gpu.choose(device)
+    checks = compared(model_values("float32", device), recorded, ALLOWED, {"picture": ALLOWED_PICTURE})
+    if device == "cpu":
+        return checks
+    halves = compared(model_values("float16", device), recorded, ALLOWED_HALF, {"picture": ALLOWED_HALF_PICTURE})
+    return [*checks, *({**check, "name": f"float16: {check['name']}"} for check in halves)]
 
 
 def schedulers() -> list:
@@ -74,13 +85,13 @@ def compared(values: dict, recorded: dict, allowed: float, stricter: dict | None
     return checks
 
 
-def model_values(dtype: str) -> dict:
+def model_values(dtype: str, device: str = "cpu") -> dict:
     """{what: a few of its values} of short runs of the embedded model."""
     from ..pipeline import StableDiffusionPipeline
     from ..schedulers import SCHEDULERS
     from .trace import first_noise
 
-    pipe = StableDiffusionPipeline.from_pretrained("tiny", dtype=dtype)
+    pipe = StableDiffusionPipeline.from_pretrained("tiny", device=device, dtype=dtype)
     values = {"prompt vectors": sample(pipe.encode_prompt([PROMPT]))}
     for name, scheduler in SCHEDULERS.items():
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
@@ -155,7 +166,7 @@ def foreign() -> list:
 # ----- a model against itself ----------------------------------------------------------------------------------------------
 
 
-def oracle(model: str, variant: str | None) -> list:
+def oracle(model: str, variant: str | None, device: str = "cpu") -> list:
     """Four guided steps and the decoder at a small size, in float32 against float64: every layer within its budget."""
     from .. import ops
     from ..compare import diff
@@ -163,7 +174,7 @@ def oracle(model: str, variant: str | None) -> list:
     from ..tracing import trace
     from .trace import first_noise
 
-    pipe = StableDiffusionPipeline.from_pretrained(model, variant=variant)
+    pipe = StableDiffusionPipeline.from_pretrained(model, variant=variant, device=device, dtype="float32")
     size = dict.fromkeys(("width", "height"), 8 * pipe.vae.config.downscale)
     noise = first_noise(pipe, SEED, **size)
     with tempfile.TemporaryDirectory(prefix="minisd-verify-") as folder:

@@ -1,27 +1,42 @@
 """The layers with one weight and one bias: an op applied to the tensors that the checkpoint has under this name."""
 
+import functools
+
 from .. import ops
 from ..tracing import layer, listening
 
 
-def add(x, h):
-    """x + h, written over h, the fresh result of a layer; unless a listener may have kept h.        x broadcasts to h [B, ...] -> [B, ...]"""
-    if listening():
-        return x + h
-    h += x
-    return h
+def then_adds(f):
+    """Lets the layer f end in sums: f(p, …) + embedding[:, None, None] + skip, added by f's last op before it stores its result.
+
+    A listener has to see f(p, …) itself, as a hook in torch does: for it the sums are made afterwards. The numbers are the same; in float16
+    on a GPU each sum is then rounded, where the op would have rounded once.
+    """
+
+    @functools.wraps(f)
+    def adding(p, *args, embedding=None, skip=None, **kwargs):
+        sums = {name: a for name, a in (("embedding", embedding), ("skip", skip)) if a is not None}
+        if not listening():
+            return f(p, *args, **kwargs, **sums)
+        y = f(p, *args, **kwargs)
+        y = y if embedding is None else y + embedding[:, None, None]
+        return y if skip is None else y + skip
+
+    return adding
 
 
+@then_adds
 @layer
-def linear(p, x):
-    """y = x Wᵀ + b.        x [..., C] -> [..., C′]        torch `Linear`"""
-    return ops.linear(x, p.weight, p.get("bias"))
+def linear(p, x, *, skip=None):
+    """y = x Wᵀ + b, then + skip.        x [..., C] -> [..., C′]        torch `Linear`"""
+    return ops.linear(x, p.weight, p.get("bias"), skip=skip)
 
 
+@then_adds
 @layer
-def conv2d(p, x, *, stride=1, padding=0):
-    """y = W ∗ x + b, zero-padded.        x [B, H, W, C] -> [B, H′, W′, C′]        torch `Conv2d`"""
-    return ops.conv2d(x, p.weight, p.get("bias"), stride=stride, padding=padding)
+def conv2d(p, x, *, stride=1, padding=0, embedding=None, skip=None):
+    """y = W ∗ x + b, zero-padded, then + embedding of each image + skip.        x [B, H, W, C] -> [B, H′, W′, C′]        torch `Conv2d`"""
+    return ops.conv2d(x, p.weight, p.get("bias"), stride=stride, padding=padding, embedding=embedding, skip=skip)
 
 
 @layer

@@ -1,23 +1,22 @@
 """The convolutional half of every block: resnets, and the two ways to change the size."""
 
-from ..ops import silu
 from ..tracing import layer
-from .basic import add, conv2d, group_norm, linear, upsample_conv2d
+from .basic import conv2d, group_norm, upsample_conv2d
+from .timestep import time_projection
 
 
 @layer
 def resnet_block(p, x, t_emb=None, *, groups, eps):
     """norm → SiLU → conv, add the time embedding, norm → SiLU → conv, add the skip.
 
-    x [B, H, W, C], t_emb [B, E] or None -> [B, H, W, C′]        LDM, arXiv:2112.10752; diffusers `ResnetBlock2D`
+    x [B, H, W, C], t_emb [B, E] or Ready or None -> [B, H, W, C′]        LDM, arXiv:2112.10752; diffusers `ResnetBlock2D`
     """
+    embedding = None if t_emb is None else time_projection(p.time_emb_proj, t_emb, len(x))  # [B, C′]; the VAE has no time
     h = group_norm(p.norm1, x, groups=groups, eps=eps, act="silu")
-    h = conv2d(p.conv1, h, padding=1)  # [B, H, W, C′]
-    if t_emb is not None:  # the VAE has no time
-        h = add(linear(p.time_emb_proj, silu(t_emb))[:, None, None, :], h)
+    h = conv2d(p.conv1, h, padding=1, embedding=embedding)  # [B, H, W, C′]
     h = group_norm(p.norm2, h, groups=groups, eps=eps, act="silu")
-    h = conv2d(p.conv2, h, padding=1)
-    return add(conv2d(p.conv_shortcut, x) if "conv_shortcut" in p else x, h)
+    skip = conv2d(p.conv_shortcut, x) if "conv_shortcut" in p else x
+    return conv2d(p.conv2, h, padding=1, skip=skip)
 
 
 @layer

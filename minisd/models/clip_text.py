@@ -5,12 +5,12 @@ Only wiring. There is no mask for the padding, in either family: every position 
 
 import numpy as np
 
-from ..backend import array_module
+from ..backend import array_module, to_device
 from ..errors import ContractError
 from ..layers.attention import clip_layer
 from ..layers.basic import embedding, layer_norm
 from ..tracing import layer
-from .model import Model, expect_input
+from .model import Model
 
 
 @layer
@@ -43,16 +43,15 @@ class CLIPTextModel(Model):
 
     def __call__(self, input_ids, clip_skip: int | None = None):
         """input_ids [B, T], T <= 77 -> last hidden state after the final layer norm [B, T, C]; clip_skip as in `encode_embeddings`."""
-        return self.encode_embeddings(self.embeddings(input_ids), clip_skip)
+        ids = as_ids(input_ids)
+        with self.running():
+            return self.give_back(self._encode(self._embed(ids), clip_skip), ids)
 
     def embeddings(self, input_ids):
         """Token plus position embeddings, what the first layer reads.        [B, T] -> [B, T, C]"""
-        ids = input_ids if hasattr(input_ids, "dtype") else np.asarray(input_ids, dtype="int64")
-        limit = self.config.max_position_embeddings
-        if ids.ndim != 2 or not 0 < ids.shape[1] <= limit:
-            raise ContractError(f"input_ids has the shape {list(ids.shape)}", f"the model takes [B, T] with T from 1 to {limit}",
-                                "tokenizer(prompt).input_ids gives such ids")  # fmt: skip
-        return embeddings(self.params.text_model.embeddings, ids)
+        ids = as_ids(input_ids)
+        with self.running():
+            return self.give_back(self._embed(ids), ids)
 
     def encode_embeddings(self, x, clip_skip: int | None = None):
         """Causal layers and final layer norm on embeddings of your own making.        [B, T, C] -> [B, T, C]
@@ -60,18 +59,31 @@ class CLIPTextModel(Model):
         `encode_embeddings(embeddings(ids))` is `__call__(ids)`, bit by bit. clip_skip n leaves the last n layers out, as in diffusers:
         hidden_states[−(n + 1)], then the final layer norm.
         """
+        with self.running():
+            h = self.take("embeddings", x, (None, None, self.config.hidden_size))
+            return self.give_back(self._encode(h, clip_skip), x)
+
+    def hidden_states(self, input_ids) -> list:
+        """The embeddings and the result of every layer, before the final layer norm: num_hidden_layers + 1 arrays [B, T, C]."""
+        ids = as_ids(input_ids)
+        with self.running():
+            return [self.give_back(h, ids) for h in self._layers(self._embed(ids))]
+
+    def _embed(self, ids):
+        limit = self.config.max_position_embeddings
+        if ids.ndim != 2 or not 0 < ids.shape[1] <= limit:
+            raise ContractError(f"input_ids has the shape {list(ids.shape)}", f"the model takes [B, T] with T from 1 to {limit}",
+                                "tokenizer(prompt).input_ids gives such ids")  # fmt: skip
+        return embeddings(self.params.text_model.embeddings, to_device(ids, self.device))
+
+    def _encode(self, x, clip_skip: int | None):
         states = self._layers(x)
         if not 0 <= (clip_skip or 0) < len(states):
             raise ContractError(f"clip_skip is {clip_skip}", f"there are {len(states) - 1} layers", "0 leaves none of them out")
         return layer_norm(self.params.text_model.final_layer_norm, states[-(1 + (clip_skip or 0))], eps=self.config.layer_norm_eps)
 
-    def hidden_states(self, input_ids) -> list:
-        """The embeddings and the result of every layer, before the final layer norm: num_hidden_layers + 1 arrays [B, T, C]."""
-        return self._layers(self.embeddings(input_ids))
-
     def _layers(self, x) -> list:
         c, states = self.config, []
-        expect_input(self, "embeddings", x, (None, None, c.hidden_size))
         encoder(self.params.text_model.encoder, x, states, heads=c.num_attention_heads, act=c.hidden_act, eps=c.layer_norm_eps)
         return states
 
@@ -84,3 +96,8 @@ class CLIPTextModel(Model):
     def position_embedding(self):
         """[77, C]: row i is added to the token at place i."""
         return self.params.text_model.embeddings.position_embedding.weight
+
+
+def as_ids(input_ids):
+    """Token ids as an array of integers."""
+    return input_ids if hasattr(input_ids, "dtype") else np.asarray(input_ids, dtype="int64")

@@ -3,13 +3,13 @@
 Only wiring. Every group norm of the VAE has eps 1e-6, a constant in the official code that no config mentions.
 """
 
-from ..backend import array_module, to_nchw, to_nhwc
+from ..backend import array_module, beside, host_dtype, like, to_nchw, to_nhwc
 from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..rng import randn
 from ..tracing import layer
-from .model import Model, expect_input
+from .model import Model
 
 VAE_NORM_EPS = 1e-6
 
@@ -83,9 +83,9 @@ class DiagonalGaussian:
 
     def sample(self, generator=None):
         """mean + std · noise. generator: a seed, a generator, one for each picture, or None for fresh noise; as in `minisd.rng.randn`."""
-        xp = array_module(self.mean)
-        noise = randn(self.mean.shape, generator, dtype=self.mean.dtype.name)
-        return self.mean + self.std * xp.asarray(noise)
+        noise = randn(self.mean.shape, generator, dtype=host_dtype(self.mean.dtype).name)
+        with beside(self.mean):
+            return self.mean + self.std * like(noise, self.mean)
 
 
 class AutoencoderKL(Model):
@@ -95,18 +95,19 @@ class AutoencoderKL(Model):
 
     def encode(self, x) -> DiagonalGaussian:
         """x [B, 3, H, W], pixels in −1 … 1 -> a distribution of latents [B, 4, H/8, W/8], not yet scaled."""
-        expect_input(self, "x", x, (None, self.config.in_channels, None, None))
-        p = self.params
-        h = encoder(p.encoder, to_nhwc(x), groups=self.config.norm_num_groups)
-        if "quant_conv" in p:
-            h = conv2d(p.quant_conv, h)
-        return DiagonalGaussian(to_nchw(h))
+        with self.running():
+            p = self.params
+            h = to_nhwc(self.take("x", x, (None, self.config.in_channels, None, None)))
+            h = encoder(p.encoder, h, groups=self.config.norm_num_groups)
+            if "quant_conv" in p:
+                h = conv2d(p.quant_conv, h)
+            return DiagonalGaussian(self.give_back(to_nchw(h), x))
 
     def decode(self, z):
         """z [B, 4, H, W], latents divided by the scaling factor -> pixels [B, 3, 8H, 8W], −1 … 1 but for overshoots."""
-        expect_input(self, "z", z, (None, self.config.latent_channels, None, None))
-        p = self.params
-        h = to_nhwc(z)
-        if "post_quant_conv" in p:
-            h = conv2d(p.post_quant_conv, h)
-        return to_nchw(decoder(p.decoder, h, groups=self.config.norm_num_groups))
+        with self.running():
+            p = self.params
+            h = to_nhwc(self.take("z", z, (None, self.config.latent_channels, None, None)))
+            if "post_quant_conv" in p:
+                h = conv2d(p.post_quant_conv, h)
+            return self.give_back(to_nchw(decoder(p.decoder, h, groups=self.config.norm_num_groups)), z)

@@ -49,34 +49,44 @@ def _expect_floats(op: str, **arrays):
         _expect(dtype == first, op, f"{name} is {dtype}, the first argument {first}", "convert one of them; nothing is promoted silently")
 
 
-def linear(x, w, b=None):
-    """y = x Wᵀ + b.
+def _expect_skip(op: str, skip, shape: tuple):
+    _expect(skip is None or skip.shape == shape, op, f"skip {skip is not None and skip.shape} is not as the result, {shape}")
 
-    x [..., C], w [C′, C], b [C′] or None -> [..., C′]        torch `F.linear`
+
+def linear(x, w, b=None, *, skip=None):
+    """y = x Wᵀ + b, then + skip where there is one.
+
+    x [..., C], w [C′, C], b [C′] or None, skip [..., C′] or None -> [..., C′]        torch `F.linear`
     """
-    _expect_floats("linear", x=x, w=w, b=b)
+    _expect_floats("linear", x=x, w=w, b=b, skip=skip)
     _expect(w.ndim == 2 and x.ndim >= 1 and x.shape[-1] == w.shape[1], "linear", f"x {x.shape} does not fit w {w.shape}")
     _expect(b is None or b.shape == w.shape[:1], "linear", f"b {b is not None and b.shape} does not fit w {w.shape}")
-    return dispatch("linear", x, w, b)
+    _expect_skip("linear", skip, (*x.shape[:-1], len(w)))
+    return dispatch("linear", x, w, b, skip=skip)
 
 
-def conv2d(x, w, b=None, *, stride=1, padding):
-    """y[b, h, w, o] = Σ_{i, j, c} x[b, s·h + i, s·w + j, c] · w[o, c, i, j] + b[o], x padded with zeros.
+def conv2d(x, w, b=None, *, stride=1, padding, embedding=None, skip=None):
+    """y[b, h, w, o] = Σ_{i, j, c} x[b, s·h + i, s·w + j, c] · w[o, c, i, j] + b[o], x padded with zeros; then + embedding[b, o] + skip[b, h, w, o].
 
-    x [B, H, W, C], w [C′, C, KH, KW] (the checkpoint's shape), b [C′] or None -> [B, H′, W′, C′]
+    x [B, H, W, C], w [C′, C, KH, KW] (the checkpoint's shape), b [C′], embedding [B, C′] and skip [B, H′, W′, C′] or None -> [B, H′, W′, C′]
     padding: p for all sides, or ((top, bottom), (left, right)); H′ = (H + top + bottom − KH) // stride + 1        torch `F.conv2d`
     """
     if isinstance(padding, int):
         padding = ((padding, padding), (padding, padding))
     _expect(len(padding) == 2 and all(isinstance(side, tuple) and len(side) == 2 for side in padding), "conv2d",
             f"padding {padding} is neither a number nor ((top, bottom), (left, right))")  # fmt: skip
-    _expect_floats("conv2d", x=x, w=w, b=b)
+    _expect_floats("conv2d", x=x, w=w, b=b, embedding=embedding, skip=skip)
     _expect(x.ndim == 4 and w.ndim == 4 and x.shape[3] == w.shape[1], "conv2d", f"x {x.shape} does not fit w {w.shape}")
     _expect(b is None or b.shape == w.shape[:1], "conv2d", f"b {b is not None and b.shape} does not fit w {w.shape}")
     _expect(stride >= 1 and all(p >= 0 for side in padding for p in side), "conv2d", f"stride {stride}, padding {padding}")
     for n, k, side in zip(x.shape[1:3], w.shape[2:], padding):
         _expect(n + sum(side) >= k, "conv2d", f"the kernel {w.shape[2:]} is larger than the padded image {x.shape[1:3]} + {padding}")
-    return dispatch("conv2d", x, w, b, stride=stride, padding=padding)
+    if embedding is not None:
+        _expect(embedding.shape == (len(x), len(w)), "conv2d", f"embedding {embedding.shape} is not [B, C′] = {(len(x), len(w))}")
+    if skip is not None:
+        H, W = ((n + sum(side) - k) // stride + 1 for n, k, side in zip(x.shape[1:3], w.shape[2:], padding))
+        _expect_skip("conv2d", skip, (len(x), H, W, len(w)))
+    return dispatch("conv2d", x, w, b, stride=stride, padding=padding, embedding=embedding, skip=skip)
 
 
 def upsample_nearest(x, *, size):
@@ -187,16 +197,17 @@ def geglu(x):
     return dispatch("geglu", x)
 
 
-def feed_forward(x, w_in, b_in, w_out, b_out):
-    """y = W′ (h · GELU(g)) + b′ with [h, g] = W x + b: linear, GEGLU and linear in one op, so that the wide middle need not be stored.
+def feed_forward(x, w_in, b_in, w_out, b_out, *, skip=None):
+    """y = W′ (h · GELU(g)) + b′ with [h, g] = W x + b, then + skip: linear, GEGLU and linear in one op, so that the wide middle need not be stored.
 
-    x [..., C], w_in = W [2D, C], b_in [2D], w_out = W′ [C′, D], b_out [C′] -> [..., C′]        diffusers `FeedForward`
+    x [..., C], w_in = W [2D, C], b_in [2D], w_out = W′ [C′, D], b_out [C′], skip [..., C′] or None -> [..., C′]        diffusers `FeedForward`
     """
-    _expect_floats("feed_forward", x=x, w_in=w_in, b_in=b_in, w_out=w_out, b_out=b_out)
+    _expect_floats("feed_forward", x=x, w_in=w_in, b_in=b_in, w_out=w_out, b_out=b_out, skip=skip)
     fits = w_in.ndim == w_out.ndim == 2 and x.shape[-1] == w_in.shape[1] and w_in.shape[0] == 2 * w_out.shape[1]
     fits = fits and b_in.shape == w_in.shape[:1] and b_out.shape == w_out.shape[:1]
     _expect(fits, "feed_forward", f"x {x.shape}, w_in {w_in.shape}, b_in {b_in.shape}, w_out {w_out.shape}, b_out {b_out.shape} do not fit")
-    return dispatch("feed_forward", x, w_in, b_in, w_out, b_out)
+    _expect_skip("feed_forward", skip, (*x.shape[:-1], len(w_out)))
+    return dispatch("feed_forward", x, w_in, b_in, w_out, b_out, skip=skip)
 
 
 def embedding(ids, table):

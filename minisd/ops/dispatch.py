@@ -90,6 +90,11 @@ def ladder(op: str, args=(), kwargs=None) -> str:
     return "\n".join([op, *reversed(lines)])
 
 
+def choices() -> dict:
+    """What the enclosing `using` blocks ask for: with equal choices the same rungs run on inputs of the same shapes and dtypes."""
+    return _CHOICES.get()
+
+
 @contextmanager
 def using(*, profile: str | None = None, **rungs: str):
     """Chooses rungs by name (`conv2d="im2col"`), or restricts all ops to one numerics profile, inside the block."""

@@ -18,15 +18,17 @@ def wide(x):
 
 
 @rung("linear", "reference", owner="any")
-def linear(x, w, b):
-    """y = x Wᵀ + b, one matrix product."""
+def linear(x, w, b, *, skip=None):
+    """y = x Wᵀ + b + skip, one matrix product."""
     y = x.astype(wide(x), copy=False) @ w.astype(wide(x), copy=False).T
-    return (y if b is None else y + b).astype(x.dtype, copy=False)
+    for term in (b, skip):
+        y = y if term is None else y + term
+    return y.astype(x.dtype, copy=False)
 
 
 @rung("conv2d", "reference", owner="any")
-def conv2d(x, w, b, *, stride, padding):
-    """y[h, w] = Σᵢⱼ x[s·h + i, s·w + j] W[i, j] + b: one matrix product for each of the KH·KW taps, summed."""
+def conv2d(x, w, b, *, stride, padding, embedding=None, skip=None):
+    """y[h, w] = Σᵢⱼ x[s·h + i, s·w + j] W[i, j] + b + embedding + skip: one matrix product for each of the KH·KW taps, summed."""
     (top, bottom), (left, right) = padding
     x_padded = array_module(x).pad(x.astype(wide(x), copy=False), ((0, 0), (top, bottom), (left, right), (0, 0)))
     taps = w.astype(wide(x), copy=False).transpose(2, 3, 1, 0)  # [KH, KW, C, C′]
@@ -37,6 +39,8 @@ def conv2d(x, w, b, *, stride, padding):
     for i in range(KH):
         for j in range(KW):
             y = y + x_padded[:, i : i + stride * H : stride, j : j + stride * W : stride] @ taps[i, j]
+    y = y if embedding is None else y + embedding[:, None, None]
+    y = y if skip is None else y + skip
     return y.astype(x.dtype, copy=False)
 
 
@@ -143,9 +147,9 @@ def geglu(x):
 
 
 @rung("feed_forward", "reference", owner="any")
-def feed_forward(x, w_in, b_in, w_out, b_out):
-    """linear(geglu(linear(x)))."""
-    return dispatch("linear", dispatch("geglu", dispatch("linear", x, w_in, b_in)), w_out, b_out)
+def feed_forward(x, w_in, b_in, w_out, b_out, *, skip=None):
+    """linear(geglu(linear(x))) + skip."""
+    return dispatch("linear", dispatch("geglu", dispatch("linear", x, w_in, b_in)), w_out, b_out, skip=skip)
 
 
 @rung("embedding", "reference", owner="any")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import to_numpy
+from ..backend import host_dtype, to_numpy
 from ..image import latents_to_unit, unit_to_pil
 from ..rng import Generator
 
@@ -42,7 +42,7 @@ def fit_preview(vae, seed: int = 0) -> Preview:
     C, f = vae.config.latent_channels, vae.config.downscale
     generator = Generator(seed)
     mosaics = [generator.randn((1, C, SIZE // n, SIZE // n)).repeat(n, axis=2).repeat(n, axis=3) for n in CELLS]
-    z = np.concatenate(mosaics).astype(vae.dtype)
+    z = np.concatenate(mosaics).astype(host_dtype(vae.dtype))
     pixels = to_numpy(vae.decode(z / vae.config.scaling_factor)).clip(-1, 1)
     colours = pixels.reshape(len(z), 3, SIZE, f, SIZE, f).mean(axis=(3, 5))
     rows = _per_pixel(z)

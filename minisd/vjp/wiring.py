@@ -30,3 +30,10 @@ def public(y, pullback):
         return pullback(dy)
 
     return y, checked
+
+
+def expect_host(model):
+    """Gradients are made for NumPy arrays. Raises ContractError for a model on a GPU."""
+    if model.device != "cpu":
+        what = f"gradients of the {model.component} on {model.device}"
+        raise ContractError(what, "they are computed on the CPU only", f'move it first: {model.component}.to("cpu", "float32")')

@@ -9,7 +9,8 @@ from minisd.commands import doctor
 from minisd.errors import ModelFileError
 
 
-def test_a_healthy_installation(minisd):
+def test_a_healthy_installation(minisd, monkeypatch):
+    monkeypatch.setattr("minisd.gpu.installed", lambda: [])  # a CuPy without its GPU is a problem
     code, out, _ = minisd("doctor", "--json")
     found = json.loads(out)
     assert code == 0 and found["problems"] == [] and found["minisd"] == package.__version__

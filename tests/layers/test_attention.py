@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from minisd.layers.attention import multi_head
+from minisd.layers.attention import for_both, multi_head, spatial_transformer
+from minisd.layers.ready import products
 from tests.goldens import check, every_record_of, golden
 from tests.numerics import assert_close_f64
 
@@ -54,3 +55,27 @@ def test_attention_probabilities_can_be_tapped():
     with trace("attn*") as seen:
         attention(p, x, context, heads=3)
     assert "attn/probs" not in seen  # a pattern without a slash does not pay for it
+
+
+@pytest.mark.parametrize("name", ["unet_sd1", "unet_sd2"])
+def test_a_transformer_doubles_its_images_where_the_two_halves_of_guidance_part(name):
+    """Half as many images as prompts are what twice the images are; and keys and values may be ready."""
+    p = golden(name).model("float64").params.down_blocks[1].attentions[0]
+    blocks = list(p.transformer_blocks)
+    draw = np.random.RandomState(0).standard_normal
+    C, C_text = (w.shape[1] for w in (blocks[0].attn1.to_q.weight, blocks[0].attn2.to_k.weight))
+    x, context = draw((2, 3, 4, C)), draw((4, 5, C_text))
+    options = dict(heads=golden(name).config["attention_head_dim"] if name == "unet_sd1" else 5, groups=6)
+    (ready,) = products([layer for block in blocks for layer in (block.attn2.to_k, block.attn2.to_v)], context[None])
+    expected = spatial_transformer(p, np.concatenate((x, x)), context, **options)
+    before = x.copy()
+    assert_close_f64(spatial_transformer(p, x, context, **options), expected, name="half", tolerance=1e-13)
+    assert_close_f64(spatial_transformer(p, x, ready, **options), expected, name="half, ready", tolerance=1e-13)
+    np.testing.assert_array_equal(spatial_transformer(p, np.concatenate((x, x)), ready, **options), expected)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_for_both_repeats_the_batch_as_a_whole():
+    """The first half of guidance has all images in order, and so has the second."""
+    x, like = np.arange(3), np.zeros((6, 2))
+    assert for_both(x, like).tolist() == [0, 1, 2, 0, 1, 2] and for_both(like, like) is like

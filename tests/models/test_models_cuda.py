@@ -61,7 +61,7 @@ def clip(dtype):
 
 
 WANTED = {
-    unet: {"conv2d_fused", "conv2d_upsampled", "gemm_mma", "attention_flash", "group_norm_one_pass", "layer_norm_vectors", "geglu_vectors",
+    unet: {"conv2d_fused", "conv2d_parts", "conv2d_total", "gemm_mma", "gemm_geglu", "attention_flash", "group_norm_one_pass", "layer_norm_vectors",
            "activation_vectors", "timestep_table"},
     decode: {"conv2d_fused", "conv2d_upsampled", "group_norm_one_pass", "gemm_mma"},
     encode: {"conv2d_fused", "group_norm_one_pass", "gemm_mma"},

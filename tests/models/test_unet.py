@@ -65,6 +65,26 @@ def test_a_number_as_timestep_is_for_the_whole_batch():
 
 
 @every_unet
+@pytest.mark.parametrize("timestep", [501.25, [7.0, 999.0]])
+def test_guidance_takes_each_image_once(name, timestep):
+    """Two images and four prompts, the negative ones first: what four images give, whose first layers are computed twice."""
+    once, prompts = make_inputs(name), make_inputs(name, batch=4)["encoder_hidden_states"]
+    once = {**once, "timestep": np.array(timestep), "encoder_hidden_states": prompts}
+    twice = {**once, "sample": np.concatenate((once["sample"],) * 2), "timestep": np.tile(timestep, 1 if np.ndim(timestep) == 0 else 2)}
+    truth = run(name, twice, "float64")
+    assert_close_f64(run(name, once, "float64"), truth, name=name, tolerance=1e-12)
+    assert_faithful(run(name, once), truth, run(name, twice), name=name)
+
+
+@every_unet
+def test_who_listens_sees_both_halves_of_guidance_everywhere(name):
+    prompts = make_inputs(name, batch=4)["encoder_hidden_states"]
+    with trace() as seen:
+        y = run(name, {**make_inputs(name), "timestep": 7.0, "encoder_hidden_states": prompts})
+    assert y.shape[0] == 4 and {len(seen[path]) for path in seen} == {4}
+
+
+@every_unet
 def test_being_watched_changes_no_bit(name):
     inputs = make_inputs(name)
     plain = run(name, inputs)
@@ -118,6 +138,7 @@ UNET_TABLE = [
         (lambda x: dict(sample=x["sample"].transpose(0, 2, 3, 1)), r"sample has the shape \[2, 9, 14, 4\]"),
         (lambda x: dict(sample=x["sample"].astype("float64")), "sample is float64, the weights are float32"),
         (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"][:1]), r"hidden_states has the shape \[1, 11, 20\], not \[2, any, 20\]"),
+        (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"][[0, 1, 1]]), r"hidden_states has the shape \[3, 11, 20\], not \[2, any, 20\]"),
         (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"][..., :19]), r"encoder_hidden_states has the shape \[2, 11, 19\]"),
         (lambda x: dict(encoder_hidden_states=x["encoder_hidden_states"].astype("float16")), "encoder_hidden_states is float16"),
         (lambda x: dict(timestep=np.array([1.0, 2.0, 3.0])), "3 timesteps for 2 samples"),

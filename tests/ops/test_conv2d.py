@@ -92,3 +92,44 @@ def test_memory_of_the_largest_convolution_of_the_vae(rung, padding):
             pytest.skip(f"{rung} {line.rpartition(' · ')[2]}")
     padded = 514 * 514 * 128 * 4 if padding == ONE else 0
     assert peak - y.nbytes - padded <= 40 << 20
+
+
+# ----- what is added behind the convolution ------------------------------------------------------------------------------------------
+
+CPU = [r for r in ops.RUNGS["conv2d"] if r.owner != "cupy"]
+KERNELS = {"3x3": (136, 136, 3, 1, ONE), "stride_2": (136, 136, 3, 2, VAE_DOWN), "1x1": (136, 136, 1, 1, NONE), "few_channels": (136, 3, 3, 1, ONE)}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("rung", CPU, ids=lambda r: r.name)
+def test_embedding_and_skip_are_added_one_after_the_other(rung, kernel, monkeypatch):
+    """To the last bit what two additions behind the convolution give, in that order; also when the image is cut into blocks."""
+    C, C_out, k, stride, padding = KERNELS[kernel]
+    random = np.random.RandomState(0)
+    x, w, b, embedding = (random.randn(*s).astype("float32") for s in ((2, 25, 26, C), (C_out, C, k, k), (C_out,), (2, C_out)))
+    if rung.refuses(x, w, b, stride=stride, padding=padding):
+        return
+    monkeypatch.setattr(conv2d, "PATCH_BYTES", 1 << 18)
+    with ops.using(conv2d=rung.name):
+        plain = ops.conv2d(x, w, b, stride=stride, padding=padding)
+        skip = random.randn(*plain.shape).astype("float32")
+        before = skip.copy()
+        assert np.array_equal(ops.conv2d(x, w, b, stride=stride, padding=padding, skip=skip), plain + skip) and np.array_equal(skip, before)
+        if rung.name != "pointwise":
+            both = ops.conv2d(x, w, b, stride=stride, padding=padding, embedding=embedding, skip=skip)
+            assert np.array_equal(both, plain + embedding[:, None, None] + skip)
+
+
+def test_every_rung_takes_one_of_the_kernels():
+    taken = set()
+    for C, C_out, k, stride, padding in KERNELS.values():
+        x, w = np.empty((2, 25, 26, C), "float32"), np.empty((C_out, C, k, k), "float32")
+        taken |= {r.name for r in CPU if not r.refuses(x, w, None, stride=stride, padding=padding)}
+    assert taken == {r.name for r in CPU}
+
+
+def test_pointwise_adds_no_embedding():
+    x, w, e = np.zeros((1, 2, 2, 8), "float32"), np.zeros((8, 8, 1, 1), "float32"), np.ones((1, 8), "float32")
+    with ops.using(conv2d="pointwise"), pytest.raises(UsageError):
+        ops.conv2d(x, w, padding=0, embedding=e)
+    assert (ops.conv2d(x, w, padding=0, embedding=e) == 1.0).all()

@@ -20,11 +20,14 @@ pytestmark = needs_simulator
 GPU = [rung for ladder in RUNGS.values() for rung in ladder if rung.owner == "cupy" and rung.name != "cublas"]
 PAIRS = [pytest.param(r, c, id=f"{c.op}/{r.name}-{c.name}") for r in GPU for c in CASES if c.op == r.op]
 every_rung_and_case = pytest.mark.parametrize("rung, case", PAIRS)
-SKIPPED = {"embedding", "upsample_nearest", "feed_forward"}  # ops without a kernel of their own: indexing, copies, other ops
+SKIPPED = {"embedding", "upsample_nearest"}  # ops without a kernel of their own: indexing, copies
 
 OTHER_SHAPES = {  # rungs whose widths are not among the cases
     ("attention", "flash"): "test_cuda_attention.py",
     ("geglu", "vectors"): "test_cuda_activation.py",
+    ("feed_forward", "geglu_epilogue"): "test_feed_forward.py",
+    ("conv2d", "split_k"): "test_cuda_conv2d.py",
+    ("upsample_conv2d", "split_k"): "test_cuda_conv2d.py",
 }
 
 

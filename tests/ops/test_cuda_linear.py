@@ -1,10 +1,15 @@
 """The matrix product kernels in the simulator: every tile, ragged on all sides, with and without bias."""
 
+from importlib import import_module
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from minisd import ops
 from minisd.ops.cuda import linear
-from minisd.ops.cuda.device import MAX_SHARED, on_device
+from minisd.ops.cuda.device import on_device
+from minisd.ops.cuda.tiles import TILES
 from tests.cudasim.simulator import Simulator, needs_simulator
 from tests.numerics import relative_l2
 
@@ -34,7 +39,7 @@ def test_half(name, shape):
 
 @kernels[0]
 @kernels[1]
-@pytest.mark.parametrize("tile", [linear.SMALL, linear.LARGE, linear.WIDE], ids=str)
+@pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (129, 162, 72)])
 def test_every_tile(tile, shape):
     x, w, b = inputs(*shape)
@@ -51,16 +56,18 @@ def test_leading_axes_are_rows():
         assert y.shape == (2, 3, 5) and np.array_equal(y.reshape(6, 5), linear.linear_mma(x, w, b))
 
 
-def test_tiles_follow_the_size():
-    assert linear.tile_for(8192, 320) == linear.WIDE, "64 × 64 pixels of two images: 64 × 2 blocks"
-    assert linear.tile_for(8192, 768) == linear.LARGE
-    assert linear.tile_for(128, 1280) == linear.SMALL, "8 blocks of the large tile would leave most processors idle"
-
-
-@pytest.mark.parametrize("tile", [linear.SMALL, linear.LARGE, linear.WIDE], ids=str)
-def test_tiles_fit_into_every_gpus_shared_memory(tile):
-    assert linear.tile_bytes(tile, by_k=True) <= MAX_SHARED and linear.tile_bytes(tile, by_k=False) <= MAX_SHARED
-    assert linear.threads(tile) in (128, 256)
+@kernels[0]
+@kernels[1]
+@pytest.mark.parametrize("N", [6, 33])
+@pytest.mark.parametrize("name", RUNGS)
+def test_the_skip_is_added(name, N):
+    x, w, b = inputs(19, N, 40)
+    skip = np.random.RandomState(0).randn(19, N).astype("float16")
+    truth = x.astype("float64") @ w.astype("float64").T + b + skip
+    with on_device(Simulator()):
+        y = RUNGS[name](x, w, b, skip=skip)
+        alone = RUNGS[name](x, w, None, skip=skip)
+    assert y.dtype == np.float16 and relative_l2(y, truth) <= 1e-3 and relative_l2(alone, truth - b) <= 1e-3
 
 
 def test_cublas_is_one_product_with_the_leading_axes_folded():
@@ -68,11 +75,32 @@ def test_cublas_is_one_product_with_the_leading_axes_folded():
     x, w, b = inputs(6, 5, 16, "float32")
     assert relative_l2(linear.linear_cublas(x.reshape(2, 3, 16), w, b).reshape(6, 5), x.astype("float64") @ w.T.astype("float64") + b) <= 1e-6
     assert linear.linear_cublas(x[0], w, None).shape == (5,)
+    skip = np.ones((6, 5), "float32")
+    assert np.array_equal(linear.linear_cublas(x, w, b, skip=skip), linear.linear_cublas(x, w, b) + 1.0) and (skip == 1.0).all()
     assert linear.refuses_all_but_half(x) and linear.refuses_all_but_half(x.astype("float16")) is None
 
 
-def test_the_constants_are_those_of_the_kernel():
-    from minisd.ops.cuda.kernel import source
+def test_the_epilogue_is_worth_more_where_the_sum_is_short_and_y_is_large():
+    def refuses(M, N, K, bias=False, skip=False, dtype="float16"):
+        x, w, b, s = (np.empty(shape, dtype) for shape in ((M, K), (N, K), (N,), (M, N)))
+        with on_device(Simulator()):
+            return linear.refuses_where_mma_is_faster(x, w, b if bias else None, skip=s if skip else None)
 
-    text = source("gemm/4_mma.cu")
-    assert f"BK = {linear.BK}, STAGES = {linear.STAGES}, PAD = {linear.PAD}" in text
+    assert refuses(8192, 320, 320) is None, "without bias and skip there is no second pass: q, k and v"
+    assert refuses(8192, 320, 320, bias=True) and refuses(2048, 640, 640, bias=True) is None
+    assert "with bias and skip" in refuses(8192, 320, 1280, bias=True, skip=True) and refuses(2048, 640, 2560, bias=True, skip=True) is None
+    assert refuses(512, 1280, 1280, bias=True, skip=True) is None, "40 tiles: most multiprocessors would watch"
+    assert refuses(8192, 320, 324, bias=True, skip=True) is None, "mma does not take it, so there is nothing to leave it for"
+    assert "float16" in refuses(8, 8, 8, bias=True, dtype="float32")
+
+
+def test_explain_says_which_one_and_why(monkeypatch):
+    module = import_module("minisd.ops.dispatch")  # `minisd.ops.dispatch` is the function
+    monkeypatch.setattr(module, "array_module", lambda *arrays: SimpleNamespace(__name__="cupy"))
+    x, w, b, skip = (np.empty(shape, "float16") for shape in ((8192, 320), (320, 320), (320,), (8192, 320)))
+    with on_device(Simulator()):
+        fused, bare = ops.explain("linear", x, w, b, skip=skip), ops.explain("linear", x, w)
+    lines = {line.split()[0]: line for line in fused.splitlines()}
+    assert lines["mma"].endswith("RUNS") and lines["cublas"].endswith("is predicted to take 31 with bias and skip in passes of their own, mma 15")
+    lines = {line.split()[0]: line for line in bare.splitlines()}
+    assert lines["cublas"].endswith("RUNS") and lines["mma"].endswith("slower than the one that runs")

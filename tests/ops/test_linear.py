@@ -48,3 +48,15 @@ def test_short_sums_round_less_than_one_product(K):
     truth = x.astype("float64") @ w.astype("float64").T
     short, plain = (relative_l2(f(x, w, None), truth) for f in (short_sums, linear))
     assert short <= 2.5e-7 and plain <= BOUND and short <= plain
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (2, 700, 40), (1030, 40)])
+@pytest.mark.parametrize("rung", ["reference", "short_sums", "gemm"])
+def test_the_skip_is_added_last(rung, shape):
+    """To the last bit what an addition behind the layer gives, whether the work is cut by rows or by columns."""
+    random = np.random.RandomState(0)
+    x, w, b, skip = (random.randn(*s).astype("float32") for s in (shape, (330, 40), (330,), (*shape[:-1], 330)))
+    before = skip.copy()
+    with ops.using(linear=rung):
+        assert np.array_equal(ops.linear(x, w, b, skip=skip), ops.linear(x, w, b) + skip) and np.array_equal(skip, before)
+        assert np.array_equal(ops.linear(x, w, skip=skip), ops.linear(x, w) + skip)

@@ -14,10 +14,10 @@ from .parallel import blocks, parallel_for, scratch
 PATCH_BYTES = 4 << 20  # one block of patches; 128 channels at 512×512 would need 0.4 GB at once
 
 
-def refuses_larger_kernels(x, w, *args, stride, padding, **kwargs):
+def refuses_larger_kernels(x, w, *args, stride, padding, embedding=None, **kwargs):
     if w.shape[2:] != (1, 1) or stride != 1 or padding != ((0, 0), (0, 0)):
         return "is for 1×1 kernels, stride 1, no padding"
-    return refuses_half(x)
+    return "adds no embedding" if embedding is not None else refuses_half(x)
 
 
 def gather(x, images, top, height, left, width):
@@ -40,8 +40,16 @@ def pieces(B, tall, wide, size):
     return [(images, rows) for images in blocks(B, per_image) for rows in blocks(tall, per_block)]
 
 
+def add_in_place(y, images, rows, embedding, skip):
+    """y[images, rows] += embedding + skip, one after the other as diffusers does, while this block of y is in the cache."""
+    if embedding is not None:
+        y[images, rows] += embedding[images, None, None]
+    if skip is not None:
+        y[images, rows] += skip[images, rows]
+
+
 @rung("conv2d", "im2col", owner="numpy", refuses=refuses_half)
-def im2col(x, w, b, *, stride, padding):
+def im2col(x, w, b, *, stride, padding, embedding=None, skip=None):
     """Σ over kernel rows of patches [H′·W′, KW·C] @ W [KW·C, C′], by blocks of output rows.
 
     In [B, H, W, C] the KW·C numbers under one kernel row lie side by side: a patch is one run. The rows are multiplied one after the
@@ -66,12 +74,13 @@ def im2col(x, w, b, *, stride, padding):
                 product(patches.reshape(-1, KW * C), weights[0], b, out=out)
             else:
                 out += product(patches.reshape(-1, KW * C), weights[i], out=scratch("part", out.shape, x.dtype))
+        add_in_place(y, images, rows, embedding, skip)
 
     parallel_for(pieces(len(x), H, W, PATCH_BYTES // (KW * C * x.itemsize)), block)
     return y
 
 
 @rung("conv2d", "pointwise", owner="numpy", refuses=refuses_larger_kernels)
-def pointwise(x, w, b, *, stride, padding):
+def pointwise(x, w, b, *, stride, padding, embedding=None, skip=None):
     """A 1×1 convolution is a linear layer on every pixel: no patches at all."""
-    return dispatch("linear", x, w.reshape(w.shape[:2]), b)
+    return dispatch("linear", x, w.reshape(w.shape[:2]), b, skip=skip)

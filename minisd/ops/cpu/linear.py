@@ -17,8 +17,8 @@ def refuses_half(x, *args, **kwargs):
     return "needs float32 or float64" if x.dtype == np.float16 else None
 
 
-def product(x, w, b=None, out=None, depth=None):
-    """x [S, C] @ w [C, C′] + b, by blocks of rows, or of columns where the rows are few.
+def product(x, w, b=None, out=None, depth=None, skip=None):
+    """x [S, C] @ w [C, C′] + b + skip [S, C′], by blocks of rows, or of columns where the rows are few.
 
     depth: at most so many products, and at most half of all, are summed at a time, and the sums added up. BLAS sums up to 384 of them
     one after the other, and the rounding error of such a sum grows with its length.
@@ -41,26 +41,29 @@ def product(x, w, b=None, out=None, depth=None):
             sums += np.matmul(x[rows, terms], w[terms, columns], out=scratch("sums", sums.shape, x.dtype))
         if b is not None:
             sums += b[columns]
+        if skip is not None:
+            sums += skip[at]
 
     parallel_for(pieces, piece)
     return y
 
 
-def fold(x, w, b, depth=None):
-    """y = x Wᵀ + b with all leading axes folded into the rows of one product."""
-    return product(x.reshape(-1, x.shape[-1]), w.T, b, depth=depth).reshape(*x.shape[:-1], w.shape[0])
+def fold(x, w, b, skip, depth=None):
+    """y = x Wᵀ + b + skip with all leading axes folded into the rows of one product."""
+    skip = None if skip is None else skip.reshape(-1, len(w))
+    return product(x.reshape(-1, x.shape[-1]), w.T, b, depth=depth, skip=skip).reshape(*x.shape[:-1], len(w))
 
 
 @rung("linear", "short_sums", owner="numpy", refuses=refuses_half)
-def short_sums(x, w, b):
-    """y = x Wᵀ + b as a sum of products of at most 160 columns of x: nearer to the truth than torch, and a tenth slower than one product."""
-    return fold(x, w, b, DEPTH)
+def short_sums(x, w, b, *, skip=None):
+    """y = x Wᵀ + b + skip as a sum of products of at most 160 columns of x: nearer to the truth than torch, and a tenth slower than one product."""
+    return fold(x, w, b, skip, DEPTH)
 
 
 @rung("linear", "gemm", owner="numpy", numerics="fast", refuses=refuses_half)
-def linear(x, w, b):
-    """y = x Wᵀ + b with all leading axes folded into the rows of one GEMM, the bias added while the piece is in the cache.
+def linear(x, w, b, *, skip=None):
+    """y = x Wᵀ + b + skip with all leading axes folded into the rows of one GEMM, bias and skip added while the piece is in the cache.
 
     Numerics: fast. BLAS sums in longer runs than torch does: relative L2 error against float64 at most 5e-7 for any C; torch's is 3e-7.
     """
-    return fold(x, w, b)
+    return fold(x, w, b, skip)

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..dispatch import rung
 from .arena import empty
-from .conv2d import gather, pieces
+from .conv2d import add_in_place, gather, pieces
 from .linear import refuses_half
 from .parallel import parallel_for
 
@@ -21,7 +21,7 @@ def refuses_many_channels(x, w, *args, stride, **kwargs):
 
 
 @rung("conv2d", "planes", owner="numpy", refuses=refuses_many_channels)
-def planes(x, w, b, *, stride, padding):
+def planes(x, w, b, *, stride, padding, embedding=None, skip=None):
     """For a few output channels: all KH·KW·C′ products of a pixel at once [KH·KW·C′, C] @ [C, H·W], then shifted sums of planes.
 
     im2col would copy each pixel nine times to multiply it by a matrix of three columns, which costs more than the product itself.
@@ -43,6 +43,7 @@ def planes(x, w, b, *, stride, padding):
             for j in range(KW):
                 total += products[i, j, :, :, i : i + count[1], j : j + W]
         np.add(total.transpose(1, 2, 3, 0), 0.0 if b is None else b, out=y[images, rows])
+        add_in_place(y, images, rows, embedding, skip)
 
     parallel_for(pieces(B, H, W, PIXELS), block)
     return y

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..dispatch import rung
 from .arena import empty
-from .conv2d import gather, pieces
+from .conv2d import add_in_place, gather, pieces
 from .parallel import parallel_for, scratch
 
 TILES = 256  # of one block: the matrix product is near its best, and the block stays in the shared cache
@@ -104,7 +104,7 @@ F2 = Filtering(2, evaluation((0.0, 1.0, -1.0)) * [[-1.0], [1.0], [1.0], [1.0]], 
 F4 = Filtering(4, evaluation((0.0, A, -A, B, -B)), input_4, output_4)
 
 
-def winograd(F: Filtering, x, w, b, padding):
+def winograd(F: Filtering, x, w, b, padding, embedding, skip):
     """y[tile] = Aᵀ [U ⊙ Bᵀ x[tile] B] A, by blocks of about 256 tiles; a ragged size is cut out of whole tiles at the end."""
     m, n = F.m, F.m + 2
     (top, bottom), (left, right) = padding
@@ -132,9 +132,11 @@ def winograd(F: Filtering, x, w, b, padding):
         V = input_tiles(F, d, grid)  # [n, n, tiles, C]
         M = scratch("tiles_2", (n, n, V.shape[2], C_out), x.dtype)
         parallel_for(range(n), lambda i: np.matmul(V[i], weights(i) if U is None else U[i].reshape(n, C, C_out), out=M[i]))
-        out = y[images, rows.start * m : rows.stop * m]
+        lines = slice(rows.start * m, rows.stop * m)
+        out = y[images, lines]
         whole = output_tiles(F, M, grid)[:, : out.shape[1], :W]
         np.copyto(out, whole) if b is None else np.add(whole, b, out=out)
+        add_in_place(y, images, lines, embedding, skip)
 
     parallel_for(work, block)
     return y
@@ -190,18 +192,18 @@ def refuses_4(x, w, *args, stride, **kwargs):
 
 
 @rung("conv2d", "winograd2", owner="numpy", numerics="fast", refuses=refuses_2)
-def winograd_2(x, w, b, *, stride, padding):
+def winograd_2(x, w, b, *, stride, padding, embedding=None, skip=None):
     """Winograd F(2×2, 3×3): 4 products an output pixel instead of 9.
 
     Numerics: fast. Relative L2 error against float64 at most 1e-6 on random images and weights (im2col 4e-7).
     """
-    return winograd(F2, x, w, b, padding)
+    return winograd(F2, x, w, b, padding, embedding, skip)
 
 
 @rung("conv2d", "winograd4", owner="numpy", numerics="fast", refuses=refuses_4)
-def winograd_4(x, w, b, *, stride, padding):
+def winograd_4(x, w, b, *, stride, padding, embedding=None, skip=None):
     """Winograd F(4×4, 3×3) at the points 0, ±1/√2, ±√2: 2.25 products an output pixel instead of 9.
 
     Numerics: fast. Relative L2 error against float64 at most 4e-6 on random images and weights (im2col 4e-7).
     """
-    return winograd(F4, x, w, b, padding)
+    return winograd(F4, x, w, b, padding, embedding, skip)

@@ -9,9 +9,11 @@ architecture and the compiler's version. It is machine code: unlike PTX it loads
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 from . import nvrtc
 from .kernel import Instance, source
 
+log = logging.getLogger("minisd")
 OPTIONS = ("-std=c++17", "-Xptxas=-v", "-lineinfo", "-default-device")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")  # A100, RTX 30, RTX 40, H100, B200, RTX 50
 
@@ -66,10 +69,12 @@ def build(instance: Instance, arch: str) -> Cubin:
     stem = cache_folder() / f"{re.sub(r'[^0-9A-Za-z]+', '_', instance.expression)}-{arch}-{cache_key(instance, arch)}"
     path, report = stem.with_suffix(".cubin"), stem.with_suffix(".json")
     if not (path.exists() and report.exists()):
-        cubin, names, log = compile_instances(instance.file, [instance], arch)
+        start = time.perf_counter()
+        cubin, names, report_text = compile_instances(instance.file, [instance], arch)
         name = names[instance.expression]
+        log.info("compiled %s for %s in %.1f s; kept in %s", instance.expression, arch, time.perf_counter() - start, path.parent)
         _write(path, cubin)
-        _write(report, json.dumps({"name": name, "resources": asdict(resource_report(log)[name])}).encode())
+        _write(report, json.dumps({"name": name, "resources": asdict(resource_report(report_text)[name])}).encode())
     facts = json.loads(report.read_text(encoding="utf-8"))
     return Cubin(path, facts["name"], Resources(**facts["resources"]))
 

@@ -29,6 +29,7 @@ class Device(ABC):
     """Arrays of one owner, and kernels that run on them."""
 
     array_type: type
+    multiprocessors: int  # launchers cut the work so that all of them have some
 
     @abstractmethod
     def empty(self, shape, dtype):
@@ -99,6 +100,14 @@ class CuPyDevice(Device):
         self.cupy = cupy
         self.array_type = cupy.ndarray
         self.functions = {}  # (instance, architecture): the loaded kernel
+        self.processors = {}  # of each GPU: asking the driver for it takes longer than a launch
+
+    @property
+    def multiprocessors(self):
+        gpu = self.cupy.cuda.Device()
+        if gpu.id not in self.processors:
+            self.processors[gpu.id] = gpu.attributes["MultiProcessorCount"]
+        return self.processors[gpu.id]
 
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)

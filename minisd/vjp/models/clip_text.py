@@ -4,7 +4,7 @@ from ...backend import array_module
 from ...models.model import expect_input
 from ..layers.attention import clip_layer
 from ..layers.basic import embedding, layer_norm
-from ..wiring import Chain, public
+from ..wiring import Chain, expect_host, public
 
 
 def encoder(p, x, *, heads, act, eps):
@@ -20,6 +20,7 @@ def embeddings(text_encoder, ids):
 
     ids [B, T] -> y [B, T, C]; pullback(dy) -> None
     """
+    expect_host(text_encoder)
     p = text_encoder.params.text_model.embeddings
     tokens, pull_tokens = embedding(p.token_embedding, ids)
     positions, pull_positions = embedding(p.position_embedding, array_module(ids).arange(ids.shape[1], dtype="int64"))
@@ -36,6 +37,7 @@ def encode_embeddings(text_encoder, x):
 
     x [B, T, C], tokens plus positions -> context [B, T, C]; pullback(dcontext) -> dx
     """
+    expect_host(text_encoder)
     c, p = text_encoder.config, text_encoder.params.text_model
     expect_input(text_encoder, "embeddings", x, (None, None, c.hidden_size))
     steps = Chain(x)

@@ -7,7 +7,7 @@ from ..layers.attention import spatial_transformer
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
 from ..layers.timestep import time_embedding
-from ..wiring import Chain, public
+from ..wiring import Chain, expect_host, public
 
 
 def resnet_and_transformer(p, p_attention, x, t_emb, context, *, heads, groups, eps):
@@ -142,6 +142,7 @@ def call(model, sample, timestep, encoder_hidden_states):
 
     sample [B, C, H, W], timestep a number or [B], encoder_hidden_states [B, T, C_text] -> ε [B, C, H, W]; pullback(dε) -> dsample, dcontext
     """
+    expect_host(model)
     y, pull = unet(model.params, *model.inputs(sample, timestep, encoder_hidden_states), model.config)
 
     def pullback(dy):

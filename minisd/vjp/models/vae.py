@@ -6,7 +6,7 @@ from ...models.vae import VAE_NORM_EPS
 from ..layers.attention import vae_attention
 from ..layers.basic import conv2d, group_norm
 from ..layers.resnet import downsample, resnet_block, upsample
-from ..wiring import Chain, public
+from ..wiring import Chain, expect_host, public
 
 
 def down_encoder_block(p, x, *, groups):
@@ -68,6 +68,7 @@ def encode(vae, x):
 
     x [B, 3, 8H, 8W] -> moments [B, 2·4, H, W]; pullback(dmoments) -> dx
     """
+    expect_host(vae)
     expect_input(vae, "x", x, (None, vae.config.in_channels, None, None))
     steps = Chain(to_nhwc(x))
     steps.then(encoder, vae.params.encoder, groups=vae.config.norm_num_groups)
@@ -81,6 +82,7 @@ def decode(vae, z):
 
     z [B, 4, H, W] -> pixels [B, 3, 8H, 8W]; pullback(dpixels) -> dz
     """
+    expect_host(vae)
     expect_input(vae, "z", z, (None, vae.config.latent_channels, None, None))
     steps = Chain(to_nhwc(z))
     if "post_quant_conv" in vae.params:

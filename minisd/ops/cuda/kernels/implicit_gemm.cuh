@@ -5,6 +5,9 @@
 
 struct ConvShape {
     int B, H, W, C, O, KH, KW, stride, top, left, HO, WO;  // H, W: of the image that the kernel moves over
+
+    // K in slices of BK: the taps, and in each the blocks of channels.
+    template <int BK> __device__ __forceinline__ int slices() const { return KH * KW * ((C + BK - 1) / BK); }
 };
 
 // 8 halves from p[0 … valid - 1] into shared memory, zeros behind them: what cp.async cannot do at any address.
@@ -15,10 +18,11 @@ __device__ __forceinline__ void copy_ragged(half* shared, const half* p, int val
     store_vector(shared, v);
 }
 
-// tile += A W for the tile's pixels from m0 and channels from n0. pixel(b, h, w) is where the channels of that pixel begin.
-// ALIGNED: C and O are multiples of 8, every load is 16 bytes.
+// tile += A W for the tile's pixels from m0 and channels from n0, over the slices first … last - 1 of K. pixel(b, h, w) is where the
+// channels of that pixel begin. ALIGNED: C and O are multiples of 8, every load is 16 bytes.
 template <bool ALIGNED, class Tile, class Pixel>
-__device__ __forceinline__ void convolve(Tile& tile, half* shared, const half* weights, const ConvShape& s, int m0, int n0, Pixel pixel) {
+__device__ __forceinline__ void convolve(Tile& tile, half* shared, const half* weights, const ConvShape& s, int m0, int n0, int first, int last,
+                                         Pixel pixel) {
     constexpr int CHUNKS = Tile::A_CHUNKS / Tile::THREADS;  // of A for each thread
     static_assert(Tile::A_CHUNKS % Tile::THREADS == 0, "every thread loads the same number of chunks");
     const int t = threadIdx.x, M = s.B * s.HO * s.WO, blocks = (s.C + Tile::BK - 1) / Tile::BK;
@@ -29,9 +33,10 @@ __device__ __forceinline__ void convolve(Tile& tile, half* shared, const half* w
         image[i] = m < M ? m / (s.HO * s.WO) : -1;
         top[i] = of_image / s.WO * s.stride - s.top, left[i] = of_image % s.WO * s.stride - s.left;
     }
-    int row = 0, column = 0, block = 0;  // of the slice that is loaded next: the kernel's tap and its block of 32 channels
+    // Of the slice that is loaded next: the kernel's tap and its block of 32 channels.
+    int row = first / blocks / s.KW, column = first / blocks % s.KW, block = first % blocks;
 
-    tile.run(shared, s.KH * s.KW * blocks, [&](int, half* stage) {
+    tile.run(shared, last - first, [&](int, half* stage) {
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
             const int chunk = t + i * Tile::THREADS, c = block * Tile::BK + chunk % (Tile::BK / 8) * 8, h = top[i] + row, w = left[i] + column;

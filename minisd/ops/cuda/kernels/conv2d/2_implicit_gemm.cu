@@ -17,7 +17,8 @@ conv2d_implicit(const half* __restrict__ x, const half* __restrict__ w, const ha
     const ConvShape s = {B, H, W, C, O, KH, KW, stride, top, left, HO, WO};
     const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
     MmaTile<BM, BN, WM, WN, true> tile;
-    convolve<ALIGNED>(tile, shared, w, s, m0, n0, [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
+    convolve<ALIGNED>(tile, shared, w, s, m0, n0, 0, s.slices<tile.BK>(),
+                      [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
 
     tile.each_row([&](int row, auto pairs) {
         const int m = m0 + row;

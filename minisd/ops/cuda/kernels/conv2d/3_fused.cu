@@ -3,7 +3,8 @@
 //                 128 x 160, which divides every width of the UNet.
 // Work split:     grid (M / BM, O / BN), block 256 for the large tiles; 4 (40 BM + 32 (BN + 8)) halves of shared memory: 82 KiB for
 //                 128 x 160.
-// Global traffic: 2 M K O (1 / BM + 1 / BN) bytes, + 2 M O for the skip; saved are two passes over y, 8 M O bytes.
+// Global traffic: 2 M K O (1 / BM + 1 / BN) bytes, + 2 M O for the skip; saved are a pass for the embedding, 4 M O, and one
+//                 for the skip, 6 M O.
 // Limits:         as rung 2; large tiles where C and O are multiples of 8.
 // Numerics:       bias, embedding and skip are added in float; one rounding instead of three.
 // Source:         cuDNN and CUTLASS epilogues; diffusers ResnetBlock2D for what is added.
@@ -19,7 +20,8 @@ conv2d_fused(const half* __restrict__ x, const half* __restrict__ w, const half*
     const ConvShape s = {B, H, W, C, O, KH, KW, stride, top, left, HO, WO};
     const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
     MmaTile<BM, BN, WM, WN, true> tile;
-    convolve<ALIGNED>(tile, shared, w, s, m0, n0, [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
+    convolve<ALIGNED>(tile, shared, w, s, m0, n0, 0, s.slices<tile.BK>(),
+                      [&](int image, int h, int column) { return x + (((long long)image * H + h) * W + column) * C; });
 
     tile.each_row([&](int row, auto pairs) {
         const int m = m0 + row;

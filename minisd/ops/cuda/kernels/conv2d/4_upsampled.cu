@@ -16,7 +16,7 @@ conv2d_upsampled(const half* __restrict__ x, const half* __restrict__ w, const h
     const ConvShape s = {B, HO, WO, C, O, 3, 3, 1, 1, 1, HO, WO};
     const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
     MmaTile<BM, BN, WM, WN, true> tile;
-    convolve<ALIGNED>(tile, shared, w, s, m0, n0,
+    convolve<ALIGNED>(tile, shared, w, s, m0, n0, 0, s.slices<tile.BK>(),
                       [&](int image, int h, int column) { return x + (((long long)image * H + h / 2) * W + column / 2) * C; });
 
     tile.each_row([&](int row, auto pairs) {
