@@ -162,7 +162,12 @@ def test_the_parts_follow_the_number_of_multiprocessors():
     assert launched == {1: ["conv2d_fused"], 8: ["conv2d_parts", "conv2d_total"], 132: ["conv2d_parts", "conv2d_total"]}
     device.multiprocessors = 1
     with gpu_ladder(device):
-        assert "1 tiles of 64×64 for 1 multiprocessors" in ops.explain("conv2d", x, w, b, padding=1)
+        assert "RUNS: 1 tiles of 64×64 for 1 multiprocessors" in ops.explain("conv2d", x, w, b, padding=1)
+    x, w = np.broadcast_to(x[:1, :1, :1], (2, 8, 8, 1280)), np.broadcast_to(w[:1, :1], (1280, 1280, 3, 3))
+    device.multiprocessors = 132
+    with gpu_ladder(device):
+        text = ops.explain("conv2d", x, w, padding=1)
+        assert "RUNS: 8 tiles of 128×160 in 16 parts are 128 blocks for 132 multiprocessors" in text
 
 
 PLANTED = {  # a change of the text -> what gives it away
