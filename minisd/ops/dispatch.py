@@ -21,6 +21,7 @@ class Rung:
     numerics: "exact" meets the project's rule (error against float64 at most twice torch's own);
     "fast" is the same mathematics with larger rounding errors, whose bound stands in the rung's docstring.
     lesson: kept for what it teaches, slower than a rung below it; runs only where `using` asks for it by name.
+    details: for `explain`, how the rung would cut the work of this input.
     """
 
     op: str
@@ -30,6 +31,7 @@ class Rung:
     numerics: str
     refuses: Callable
     lesson: bool = False
+    details: Callable | None = None
 
     @property
     def idea(self) -> str:
@@ -42,11 +44,12 @@ _CHOICES: ContextVar[dict] = ContextVar("minisd_ops_choices", default={})
 _EXPLAIN: ContextVar[bool] = ContextVar("minisd_ops_explain", default=False)
 
 
-def rung(op: str, name: str, *, owner: str, numerics: str = "exact", refuses: Callable = lambda *args, **kwargs: None, lesson: bool = False):
+def rung(op: str, name: str, *, owner: str, numerics: str = "exact", refuses: Callable = lambda *args, **kwargs: None, lesson: bool = False,
+         details: Callable | None = None):  # fmt: skip
     """Registers the decorated function on top of the ladder of `op`."""
 
     def register(run):
-        RUNGS.setdefault(op, []).append(Rung(op, name, run, owner, numerics, refuses, lesson))
+        RUNGS.setdefault(op, []).append(Rung(op, name, run, owner, numerics, refuses, lesson, details))
         return run
 
     return register
@@ -85,6 +88,8 @@ def ladder(op: str, args=(), kwargs=None) -> str:
         if args:
             reason = _reason_against(r, owner, _CHOICES.get(), args, kwargs or {})
             note = f" · {reason}" if reason else " · slower than the one that runs" if chosen else " · RUNS"
+            if r.details and not reason and not chosen:
+                note += f": {r.details(*args, **kwargs or {})}"
             chosen = chosen or reason is None
         lines.append(f"  {r.name:<16} {r.owner:<6} {r.numerics:<6} {r.idea}{note}")
     return "\n".join([op, *reversed(lines)])

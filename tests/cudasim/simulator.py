@@ -60,7 +60,6 @@ class Simulator(Device):
     """Kernels on the CPU. `ways` are the thread orders of each launch; more than one must give equal bits."""
 
     array_type = np.ndarray
-    multiprocessors = 132  # launchers cut the work as for an H100
 
     def __init__(self, ways=(FORWARD, BACKWARD, SHUFFLED)):
         self.ways = ways

@@ -138,6 +138,16 @@ def test_parts_add_up(split, tile):
     assert relative_l2(bare, plain - b.astype("float64")) <= 1e-3
 
 
+def test_the_unets_smallest_level_as_an_h100_would_cut_it():
+    """8 × 8 pixels of two images, 320 channels of the 1280: a tile of 128 × 160 has all pixels, and 15 parts are 6 slices each, as 16 would be."""
+    x, w, b = inputs((2, 8, 8, 320), 320, 3, 3)
+    plain = reference.conv2d(*wide(x, w, b), stride=1, padding=ONE)
+    embedding, skip = sums_of(plain)
+    with on_device(Simulator(ways=[FORWARD])):
+        y = conv2d.conv2d_split(x, w, b, embedding, skip, stride=1, padding=ONE, tile=WIDE, parts=16)
+    assert relative_l2(y, plain + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
+
+
 @pytest.mark.parametrize("size", [(8, 10), (7, 9)])
 def test_upsampled_in_parts(size):
     x, w, b = inputs((2, 4, 5, 40), 24, 3, 3)
@@ -162,7 +172,12 @@ def test_the_parts_follow_the_number_of_multiprocessors():
     assert launched == {1: ["conv2d_fused"], 8: ["conv2d_parts", "conv2d_total"], 132: ["conv2d_parts", "conv2d_total"]}
     device.multiprocessors = 1
     with gpu_ladder(device):
-        assert "1 tiles of 64×64 for 1 multiprocessors" in ops.explain("conv2d", x, w, b, padding=1)
+        assert "RUNS: 1 tiles of 64×64 for 1 multiprocessors" in ops.explain("conv2d", x, w, b, padding=1)
+    x, w = (np.broadcast_to(np.float16(0.0), shape) for shape in ((2, 8, 8, 1280), (1280, 1280, 3, 3)))
+    device.multiprocessors = 132
+    with gpu_ladder(device):
+        text = ops.explain("conv2d", x, w, padding=1)
+        assert "RUNS: 8 tiles of 128×160 in 16 parts are 128 blocks for 132 multiprocessors" in text
 
 
 PLANTED = {  # a change of the text -> what gives it away

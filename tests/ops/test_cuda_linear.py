@@ -101,6 +101,7 @@ def test_explain_says_which_one_and_why(monkeypatch):
     with on_device(Simulator()):
         fused, bare = ops.explain("linear", x, w, b, skip=skip), ops.explain("linear", x, w)
     lines = {line.split()[0]: line for line in fused.splitlines()}
-    assert lines["mma"].endswith("RUNS") and lines["cublas"].endswith("is predicted to take 31 with bias and skip in passes of their own, mma 15")
+    assert lines["mma"].endswith("RUNS: 128 tiles of 128×160 for 132 multiprocessors")
+    assert lines["cublas"].endswith("is predicted to take 31 with bias and skip in passes of their own, mma 15")
     lines = {line.split()[0]: line for line in bare.splitlines()}
     assert lines["cublas"].endswith("RUNS") and lines["mma"].endswith("slower than the one that runs")

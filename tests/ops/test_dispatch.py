@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,3 +196,13 @@ def test_explain_of_no_op():
 def test_after_explain_ops_run_again():
     ops.explain("silu", X)
     assert isinstance(ops.silu(X), np.ndarray)
+
+
+def test_explain_adds_the_details_of_the_rung_that_runs(monkeypatch):
+    """How it would cut the work; a rung that refuses, or is not reached, is not asked."""
+    def never(*args, **kwargs):
+        raise AssertionError("asked without need")
+
+    changed = [replace(r, details=(lambda x: f"{x.size} numbers") if r.name == "in_place" else never) for r in RUNGS["silu"]]
+    monkeypatch.setitem(RUNGS, "silu", changed)
+    assert "· RUNS: 6 numbers" in ops.explain("silu", np.zeros((2, 3), "float32"))

@@ -12,7 +12,7 @@ from .device import device
 from .kernel import OF_DTYPE, Kernel
 from .linear import linear_cublas, refuses_all_but_half, refuses_slower
 from .norm import HALF_OR_FLOAT, refuses_wide
-from .tiles import BK, LARGE, SMALL, TILES, WIDE, parts_of, plan, predicted
+from .tiles import BK, LARGE, SMALL, TILES, WIDE, describe, parts_of, plan, predicted
 
 DIRECT = Kernel("conv2d/1_direct.cu", "conv2d_direct", HALF_OR_FLOAT)
 # BM, BN, WM, WN, whether C and O are multiples of 8
@@ -46,13 +46,23 @@ def plan_for(M: int, w, **limits):
     return plan(M, O, KH * KW * math.ceil(C / BK), device().multiprocessors, **limits)
 
 
+def tile_for(M: int, w):
+    """The fastest tile where every sum is whole; the large ones load 16 bytes at a time."""
+    return SMALL if w.shape[0] % 8 or w.shape[1] % 8 else plan_for(M, w, most_parts=1)[0]
+
+
+def pixels(x, w, stride, padding) -> int:
+    """Of the result, in all images."""
+    B, *_, HO, WO = shape_of(x, w, stride, padding)
+    return B * HO * WO
+
+
 def launch_tiles(kernel: Kernel, pointers, w, y, shape, tile=None):
     """One block for each tile of y [B, HO, WO, O]."""
     O, C = w.shape[:2]
     M = y.size // O
     aligned = C % 8 == 0 and O % 8 == 0
-    if tile is None:
-        tile = plan_for(M, w, most_parts=1)[0] if aligned and kernel is not IMPLICIT else SMALL
+    tile = tile or (SMALL if kernel is IMPLICIT else tile_for(M, w))
     grid = (math.ceil(M / tile.BM), math.ceil(O / tile.BN))
     device().launch(kernel(*tile.sizes, aligned), grid, tile.threads, *pointers, y, *shape, shared=tile.shared_bytes(by_k=True))
     return y
@@ -87,8 +97,8 @@ def direct(x, w, b, *, stride, padding, embedding=None, skip=None):
     shape = shape_of(x, w, stride, padding)
     x, w, b = prepared(x, w, b)
     y = _output(x, shape)
-    pixels, O = y.size // shape[4], shape[4]
-    device().launch(DIRECT(OF_DTYPE[x.dtype]), (math.ceil(pixels / 8), math.ceil(O / 32)), (32, 8), x, w, b, y, *shape)
+    M, O = y.size // shape[4], shape[4]
+    device().launch(DIRECT(OF_DTYPE[x.dtype]), (math.ceil(M / 8), math.ceil(O / 32)), (32, 8), x, w, b, y, *shape)
     return plus(y, embedding, skip)
 
 
@@ -127,7 +137,12 @@ def conv2d_fused(x, w, b=None, embedding=None, skip=None, *, stride, padding, ti
     return launch_tiles(FUSED, prepared(x, w, b, embedding, skip), w, _output(x, shape), shape, tile)
 
 
-@rung("conv2d", "fused", owner="cupy", refuses=refuses_all_but_half)
+def details_fused(x, w, b, *, stride, padding, **sums):
+    M = pixels(x, w, stride, padding)
+    return describe(tile_for(M, w), 1, M, len(w), device().multiprocessors)
+
+
+@rung("conv2d", "fused", owner="cupy", refuses=refuses_all_but_half, details=details_fused)
 def fused(x, w, b, *, stride, padding, embedding=None, skip=None):
     """CUDA: the same on tiles of up to 128 × 160; bias, embedding and skip are added while the sums are in registers."""
     return conv2d_fused(x, w, b, embedding, skip, stride=stride, padding=padding)
@@ -138,14 +153,19 @@ def refuses_whole_sums(M: int, x, w):
     reason = refuses_all_but_half(x)
     if reason or w.shape[0] % 8 or w.shape[1] % 8:
         return reason or "needs multiples of 8 channels: a load is 16 bytes"
-    tile, parts = plan_for(M, w)
-    blocks = f"{tile.count(M, len(w))} tiles of {tile} for {device().multiprocessors} multiprocessors"
-    return f"is predicted to gain nothing: {blocks}" if parts == 1 else None
+    return f"is predicted to gain nothing: {details_parts(M, w)}" if plan_for(M, w)[1] == 1 else None
 
 
-def refuses_whole_convolution(x, w, b, *, stride, padding, **kwargs):
-    shape = shape_of(x, w, stride, padding)
-    return refuses_whole_sums(shape[0] * shape[-2] * shape[-1], x, w)
+def details_parts(M: int, w):
+    return describe(*plan_for(M, w), M, len(w), device().multiprocessors)
+
+
+def refuses_whole_convolution(x, w, b, *, stride, padding, **sums):
+    return refuses_whole_sums(pixels(x, w, stride, padding), x, w)
+
+
+def details_split(x, w, b, *, stride, padding, **sums):
+    return details_parts(pixels(x, w, stride, padding), w)
 
 
 def conv2d_split(x, w, b=None, embedding=None, skip=None, *, stride, padding, tile, parts):
@@ -154,11 +174,10 @@ def conv2d_split(x, w, b=None, embedding=None, skip=None, *, stride, padding, ti
     return launch_parts(1, x, w, b, embedding, skip, _output(x, shape), shape, tile, parts)
 
 
-@rung("conv2d", "split_k", owner="cupy", refuses=refuses_whole_convolution)
+@rung("conv2d", "split_k", owner="cupy", refuses=refuses_whole_convolution, details=details_split)
 def split_k(x, w, b, *, stride, padding, embedding=None, skip=None):
     """CUDA: the sum over K in 2 to 32 parts, so that few tiles make blocks for all multiprocessors; a second kernel adds the parts."""
-    shape = shape_of(x, w, stride, padding)
-    tile, parts = plan_for(shape[0] * shape[-2] * shape[-1], w)
+    tile, parts = plan_for(pixels(x, w, stride, padding), w)
     return conv2d_split(x, w, b, embedding, skip, stride=stride, padding=padding, tile=tile, parts=parts)
 
 
@@ -195,7 +214,11 @@ def refuses_whole_upsampling(x, w, b, *, size):
     return refuses_whole_sums(len(x) * size[0] * size[1], x, w)
 
 
-@rung("upsample_conv2d", "split_k", owner="cupy", refuses=refuses_whole_upsampling)
+def details_upsampling(x, w, b, *, size):
+    return details_parts(len(x) * size[0] * size[1], w)
+
+
+@rung("upsample_conv2d", "split_k", owner="cupy", refuses=refuses_whole_upsampling, details=details_upsampling)
 def upsampled_split_k(x, w, b, *, size):
     """CUDA: the same with the sum over K in parts, as conv2d's split_k."""
     shape = _upsampled_shape(x, w, size)

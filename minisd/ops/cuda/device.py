@@ -29,7 +29,7 @@ class Device(ABC):
     """Arrays of one owner, and kernels that run on them."""
 
     array_type: type
-    multiprocessors: int  # launchers cut the work so that all of them have some
+    multiprocessors: int = 132  # an H100's, where no GPU says how many; launchers cut the work so that all of them have some
 
     @abstractmethod
     def empty(self, shape, dtype):

@@ -10,7 +10,7 @@ from .cublas import product
 from .device import device
 from .kernel import OF_DTYPE, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
-from .tiles import BIAS, BK, LARGE, SKIP, SMALL, WIDE, plan, predicted, predicted_library
+from .tiles import BIAS, BK, LARGE, SKIP, SMALL, WIDE, describe, plan, predicted, predicted_library
 
 NAIVE = Kernel("gemm/1_naive.cu", "gemm_naive", HALF_OR_FLOAT)
 SHARED = Kernel("gemm/2_shared.cu", "gemm_shared", HALF_OR_FLOAT)
@@ -72,7 +72,12 @@ def product_mma(x, w, b, skip=None, *, tile=None):
     return y
 
 
-@rung("linear", "mma", owner="cupy", refuses=refuses_no_mma)
+def details_mma(x, w, *args, **kwargs):
+    (N, K), M = w.shape, x.size // w.shape[1]
+    return describe(tile_for(M, N, K), 1, M, N, device().multiprocessors)
+
+
+@rung("linear", "mma", owner="cupy", refuses=refuses_no_mma, details=details_mma)
 def linear_mma(x, w, b, *, skip=None):
     """CUDA: tensor cores on tiles of up to 128 × 160, four slices of 32 on their way; float32 sums, bias and skip added on the way out."""
     return product_mma(x, w, b, skip)

@@ -84,6 +84,13 @@ def plan(M: int, N: int, slices: int, processors: int, *, most_parts: int = MOST
     return min(choices, key=lambda choice: predicted(*choice, M, N, slices, processors))
 
 
+def describe(tile: Tile, parts: int, M: int, N: int, processors: int) -> str:
+    """A plan in words."""
+    tiles = tile.count(M, N)
+    cut = "" if parts == 1 else f" in {parts} parts are {tiles * parts} blocks"
+    return f"{tiles} tiles of {tile}{cut} for {processors} multiprocessors"
+
+
 LEVELS = ((64, 320), (32, 640), (16, 1280), (8, 1280))  # (side, channels) of the UNet of SD 1.x and 2.x at 512 × 512
 IMAGES = 2  # both halves of guidance
 
