@@ -310,6 +310,12 @@ def test_auto_without_a_gpu_says_so_once_and_takes_the_cpu(minisd, caplog):
     assert read_recipe("minisd.png")["device"] == "cpu"
 
 
+def test_a_lora_and_a_picture_on_the_command_line(gpu, minisd, folder):
+    PHOTO.save("photo.png")
+    code, _, err = minisd(PROMPT, "-s", "3", "--device", "cuda", "--lora", f"{folder / 'ink.safetensors'}:0.5", "-i", "photo.png", "--frames", "steps.gif", "--preview")
+    assert code == 0 and Path("minisd.png").exists() and Path("steps.gif").exists(), err
+
+
 def test_refusals_of_the_command_line(gpu, minisd, capsys):
     for options, exit_code, message in (
         (["--device", "gpu"], 2, "there is no device 'gpu'"), (["--device", "cuda:7"], 2, "there is no GPU cuda:7"),
@@ -324,9 +330,11 @@ def test_refusals_of_the_command_line(gpu, minisd, capsys):
 
 
 def test_trace_and_plot(gpu, minisd, capsys):
-    code, out, _ = minisd("trace", PROMPT, "--device", "cuda", "--at", "unet.conv_in", "-o", "run.safetensors")
+    code, out, _ = minisd("trace", PROMPT, "--device", "cuda", "--at", "unet.conv_in", "--inputs", "-o", "run.safetensors")
     file = TraceFile("run.safetensors")
     assert code == 0 and file.recipe["device"] == "cuda:0" and file.recipe["dtype"] == "float16" and file["unet.conv_in"].dtype == np.float16
+    code, out, _ = minisd("trace", PROMPT, "--device", "cuda", "--at", "unet.conv_in", "--stats", "--table")
+    assert code == 0 and "float16" in out
     assert minisd("plot", "attention", PROMPT, "--device", "cuda")[:2] == (0, "attention.png\n")
 
 

@@ -120,9 +120,9 @@ class Model:
         return to_device(x.astype(self.dtype, copy=False), here)
 
     def give_back(self, y, like):
-        """The result of a call, where its first argument `like` was and in the dtype of that; token ids get `host_dtype` on the host."""
+        """The result of a call, where its first argument `like` was and in the dtype of that; ids on the host get `host_dtype` of a GPU's model."""
         there = device_of(like)
-        dtype = like.dtype if like.dtype.kind == "f" else self.host_dtype if there == "cpu" else self.dtype
+        dtype = like.dtype if like.dtype.kind == "f" else self.dtype if there == self.device else self.host_dtype
         return to_device(y, there).astype(dtype, copy=False)
 
 

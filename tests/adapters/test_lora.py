@@ -5,6 +5,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from minisd import StableDiffusionPipeline
+from minisd.adapters.lora import add_lora
+from minisd.adapters.lora_file import LoraLayer
 from minisd.errors import ModelFileError, UsageError
 from tests.tiny_folder import write_tiny_sd2
 
@@ -223,3 +225,12 @@ def test_weights_kept_as_float16_take_a_lora_and_come_back(folder):
     pipe.unload_lora_weights()
     after = dict(pipe.unet.params.leaves())
     assert all(after[n] is before[n] for n in before)
+
+
+def test_a_float16_weight_is_summed_in_float32_and_rounded_once():
+    """Ten small changes of one weight: each alone would be lost in float16."""
+    w = np.ones((3, 2), "float16")
+    layer = LoraLayer(np.full((1, 2), 1e-2, "float32"), np.full((3, 1), 1e-2, "float32"), 1.0)
+    merged = add_lora(w, [(layer, 1.0)] * 10)
+    assert merged.dtype == np.float16 and (merged == np.float16(1.001)).all() and (w == 1).all()
+    assert add_lora(w, []) is w
