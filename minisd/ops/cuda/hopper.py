@@ -1,0 +1,103 @@
+"""Launchers of the kernels for compute capability 9.0 (H100, H200): operands brought by TMA, multiplied by wgmma.
+
+The kernels are the last files of `kernels/gemm` and `kernels/conv2d`; docs/kernels/hopper.md is how they work.
+"""
+
+import math
+from itertools import product
+
+from ..dispatch import rung
+from .conv2d import prepared
+from .device import device
+from .kernel import Kernel
+from .linear import refuses_all_but_half, refuses_no_mma
+from .tensor_map import TensorMap
+
+CAPABILITY = 90
+BM, BK, STAGES = 128, 64, 4  # as in wgmma_tile.cuh
+WIDTHS = ((128,), (160,))  # BN
+GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
+CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
+THREADS = 288  # two warpgroups that multiply, one warp that loads
+
+
+def refuses_other_gpus() -> str | None:
+    return None if device().capability == CAPABILITY else "is made of instructions that only compute capability 9.0 has (H100, H200)"
+
+
+def width_for(N: int) -> int:
+    """BN: 160 where it divides N (all widths of the UNet), else 128."""
+    return 160 if N % 160 == 0 else 128
+
+
+def tile_bytes(BN: int) -> int:
+    """Shared memory of a WgmmaTile: the ring, two barriers a stage, and room to begin at a multiple of 1024."""
+    return STAGES * 2 * BK * (BM + BN) + 16 * STAGES + 1024
+
+
+# ----- linear --------------------------------------------------------------------------------------------------------------------
+
+
+def refuses_odd_widths(x, w, b):
+    return refuses_no_mma(x, w, b) or ("stores two numbers at a time: needs an even width" if w.shape[0] % 2 else None) or refuses_other_gpus()
+
+
+@rung("linear", "wgmma", owner="cupy", refuses=refuses_odd_widths, lesson=True)
+def linear_wgmma(x, w, b):
+    """CUDA: Hopper's copy engine fills a ring of slices, two warpgroups multiply them where they lie."""
+    dev = device()
+    x, w, b = (None if a is None else dev.contiguous(a) for a in (x, w, b))
+    N, K = w.shape
+    M = x.size // K
+    y = dev.empty((*x.shape[:-1], N), x.dtype)
+    if y.size:
+        BN = width_for(N)
+        maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN, BK), 128)
+        dev.launch(GEMM(BN), (math.ceil(N / BN), math.ceil(M / BM)), THREADS, *maps, b, y, M, N, K, shared=tile_bytes(BN))
+    return y
+
+
+# ----- conv2d --------------------------------------------------------------------------------------------------------------------
+
+
+def refuses_other_convolutions(x, w, b, *, stride, padding):
+    if w.shape[2:] != (3, 3) or stride != 1 or padding != ((1, 1), (1, 1)):
+        return "is made for 3×3 kernels, stride 1, padding 1"
+    if w.shape[1] % 8 or w.shape[0] % 32:
+        return "needs a multiple of 8 channels in, and of 32 out"
+    return refuses_all_but_half(x) or refuses_other_gpus()
+
+
+def pixel_box(B: int, H: int, W: int) -> tuple[int, int, int]:
+    """Images, rows and columns of a tile's 128 pixels: powers of two of which the fewest cover [B, H, W], the widest of these."""
+    sizes = [2**i for i in range(8)]
+    boxes = [(BM // (rows * columns), rows, columns) for rows, columns in product(sizes, sizes) if rows * columns <= BM]
+    return min(boxes, key=lambda box: (boxes_for(box, (B, H, W)), -box[2], -box[1]))
+
+
+def boxes_for(box, shape) -> int:
+    return math.prod(math.ceil(n / size) for n, size in zip(shape, box))
+
+
+def conv2d_wgmma(x, w, b=None, embedding=None, skip=None):
+    """y = W ∗ x + b + embedding[:, None, None] + skip for a 3×3 kernel, stride 1, padding 1; added in float32 and rounded once.
+
+    x [B, H, W, C], w [C′, C, 3, 3], b [C′], embedding [B, C′], skip [B, H, W, C′], all float16 -> [B, H, W, C′]
+    """
+    dev = device()
+    x, w, b, embedding, skip = prepared(x, w, b, embedding, skip)
+    (B, H, W, C), O = x.shape, w.shape[3]
+    y = dev.empty((B, H, W, O), x.dtype)
+    if y.size:
+        BN, box = width_for(O), pixel_box(B, H, W)
+        weights = w.reshape(9, C, O // 32, 32).transpose(0, 2, 1, 3)  # blocks of 32 columns
+        maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK, 32), 64)
+        grid = (boxes_for(box, (B, H, W)), math.ceil(O / BN))
+        dev.launch(CONV(BN), grid, THREADS, *maps, b, embedding, skip, y, B, H, W, C, O, *box[1:], shared=tile_bytes(BN))
+    return y
+
+
+@rung("conv2d", "wgmma", owner="cupy", refuses=refuses_other_convolutions)
+def conv2d_on_hopper(x, w, b, *, stride, padding):
+    """CUDA: Hopper's copy engine gathers boxes of pixels, zeros outside of the image, and warpgroups multiply them where they lie."""
+    return conv2d_wgmma(x, w, b)

@@ -1,0 +1,59 @@
+// Idea:           the copy engine gathers the patches: a box of pixels, moved by one tap of the kernel, is one load, and what it reads
+//                 beyond the image arrives as the zeros of the padding.
+// Differs:        from rung 3: TMA and wgmma (gemm/6_wgmma.cu) in place of cp.async and mma: no addresses, no tests for padding; a tile's
+//                 128 pixels are a box of images, rows and columns, not a run of the flattened image.
+// Work split:     grid (boxes of pixels, O / BN), block 288 = two warpgroups of 64 pixels and a warp that loads; ring of four slices
+//                 of 64 channels of one tap: 512 (128 + BN) bytes and 1 KiB: 145 KiB for BN = 160. One block a multiprocessor.
+// Global traffic: 18 M C O (1 / 128 + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip.
+// Limits:         half; compute capability 9.0 only; 3 x 3, stride 1, padding 1; C a multiple of 8, O of 32; any image and batch.
+// Numerics:       as rung 3: sums in float in the order of the tensor core; bias, embedding and skip added in float; one rounding.
+// Source:         PTX ISA, cp.async.bulk.tensor (tiled mode, zero fill), wgmma.mma_async with B transposed; CUTLASS's sm_90 convolutions.
+#include "wgmma_tile.cuh"
+
+// x [B, H, W, C] in boxes [images, rows, columns, 64] of 128 pixels, w [9, O / 32, C, 32] in boxes [1, BN / 32, 64, 32],
+// b [O], embedding [B, O], skip [B, H, W, O] -> y [B, H, W, O]
+template <int BN>
+__global__ void __launch_bounds__(288, 1)
+conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
+             const half* __restrict__ OPTIONAL embedding, const half* __restrict__ OPTIONAL skip, half* __restrict__ y,
+             int B, int H, int W, int C, int O, int rows, int columns) {
+    using Tile = WgmmaTile<BN, true>;
+    DYNAMIC_SHARED(char, shared);
+    const int across = (W + columns - 1) / columns, down = (H + rows - 1) / rows, n0 = blockIdx.y * BN;
+    const int w0 = blockIdx.x % across * columns, h0 = blockIdx.x / across % down * rows;
+    const int image0 = blockIdx.x / (across * down) * (Tile::BM / (rows * columns));  // the box's first pixel is x[image0, h0, w0]
+    const int blocks = (C + Tile::BK - 1) / Tile::BK, slices = 9 * blocks;
+    Tile tile(shared);
+
+    if (threadIdx.x >= Tile::CONSUMERS) {
+        int i = 0, j = 0, c = 0;  // the tap, and the slice's first channel
+        if (threadIdx.x == Tile::CONSUMERS)
+            tile.produce(slices, [&](int, half* to_a, half* to_b, Barrier* full) {
+                tma_load(to_a, x, full, c, w0 + j - 1, h0 + i - 1, image0);
+                tma_load(to_b, w, full, 0, c, n0 / 32, 3 * i + j);
+                if ((c += Tile::BK) >= C) {
+                    c = 0;
+                    if (++j == 3) j = 0, i++;
+                }
+            });
+        return;
+    }
+    tile.consume(slices);
+
+    tile.each_row([&](int row, auto pairs) {
+        const int image = image0 + row / (rows * columns), h = h0 + row / columns % rows, column0 = w0 + row % columns;
+        if (image >= B || h >= H || column0 >= W) return;
+        const long long m = ((long long)image * H + h) * W + column0;
+        const half* time = embedding ? embedding + (long long)image * O : nullptr;
+        const half* before = skip ? skip + m * O : nullptr;
+        half* out = y + m * O;
+        pairs([&](int column, float v0, float v1) {
+            const int n = n0 + column;
+            if (n >= O) return;
+            if (b) add_two(b + n, v0, v1);
+            if (time) add_two(time + n, v0, v1);
+            if (before) add_two(before + n, v0, v1);
+            store_two(out + n, v0, v1);
+        });
+    });
+}
