@@ -60,6 +60,7 @@ struct Fiber {
     Collective collective;
     void* brought;
     Condition condition;
+    bool patient;
     const char* place;   // the name of the instruction it waits in
     int line;
 };
@@ -152,14 +153,18 @@ static void barrier(int line) {
 }
 
 // Waits until the condition is met. Conditions are looked at when no thread of the block can go on without them: as late as possible.
-static void wait_for(Condition condition, const char* place) {
-    fibers[current].place = place, fibers[current].line = 0, fibers[current].condition = condition;
+// Those of patient threads when the others are of no help either.
+static void wait_for(Condition condition, const char* place, bool patient) {
+    Fiber& f = fibers[current];
+    f.place = place, f.line = 0, f.condition = condition, f.patient = patient;
     leave(AT_CONDITION);
 }
-static bool release_conditions() {
+static bool release_conditions(bool patient) {
     bool released = false;
-    for (size_t i = 0; i < fibers.size() && !failure[0]; i++)
-        if (fibers[i].state == AT_CONDITION && fibers[i].condition((int)i)) fibers[i].state = RUNNABLE, released = true;
+    for (size_t i = 0; i < fibers.size() && !failure[0]; i++) {
+        Fiber& f = fibers[i];
+        if (f.state == AT_CONDITION && f.patient == patient && f.condition((int)i)) f.state = RUNNABLE, released = true;
+    }
     return released;
 }
 
@@ -232,7 +237,7 @@ static void run_block(int way) {
                 if (way == 2) break;  // the other warps go on before this one does
             }
         }
-        if (!progress && !failure[0]) progress = release_conditions();
+        if (!progress && !failure[0]) progress = release_conditions(false) || release_conditions(true);
         int done = 0, waiting = 0;
         const Fiber* first = nullptr;
         for (const Fiber& f : fibers) {

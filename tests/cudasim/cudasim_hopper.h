@@ -1,7 +1,7 @@
 // Hopper's barriers in shared memory, TMA copies and warpgroup products, as the PTX ISA describes them. Included at the end of cudasim.h.
 //   - a TMA load lands when a thread waits for its barrier and nothing else can go on; its target is NaN until then; a load that overwrites
 //     what a product under way still reads, and a product of what has not landed, are reported
-//   - a product is done when its whole warpgroup waits for it; it reads its operands then, and its accumulators are NaN until then
+//   - a product is done when its whole warpgroup waits for it and no other thread can go on; it reads its operands then, and its accumulators are NaN until then
 //   - bytes that were not announced, arrivals too many, a missing fence, threads of a warpgroup in different products are reported
 // Stricter than the PTX ISA: every group of products begins with a fence.
 // What it cannot see: a plain store to an operand of a product without fence.proxy.async.
@@ -115,7 +115,7 @@ static bool phase_is_over(int thread) {
 static void barrier_wait(Word* at, int parity) {
     BarrierState& b = barrier_at(at, "barrier_wait");
     awaited[current] = at, parity_of[current] = parity;
-    if (int(b.phase & 1) == parity) wait_for(phase_is_over, "barrier_wait");
+    if (int(b.phase & 1) == parity) wait_for(phase_is_over, "barrier_wait", false);
 }
 static void describe_barriers(char* text, size_t room) {
     for (const BarrierState& b : barriers) {
@@ -257,7 +257,7 @@ static bool products_are_done(int thread) {
 }
 static void wgmma_wait(int pending) {
     products[current].pending = pending;
-    wait_for(products_are_done, "wgmma_wait");
+    wait_for(products_are_done, "wgmma_wait", true);
 }
 
 // ----- TMA -----------------------------------------------------------------------------------------------------------------------

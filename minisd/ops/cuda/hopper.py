@@ -1,12 +1,13 @@
 """Launchers of the kernels for compute capability 9.0 (H100, H200): operands brought by TMA, multiplied by wgmma.
 
-The kernels are the last files of `kernels/gemm` and `kernels/conv2d`; docs/kernels/hopper.md is how they work.
+The kernels are the last files of `kernels/gemm`, `kernels/conv2d` and `kernels/attention`; docs/kernels/hopper.md is how they work.
 """
 
 import math
 from itertools import product
 
 from ..dispatch import rung
+from .attention import refuses_other_widths, tokens
 from .conv2d import prepared
 from .device import device
 from .kernel import Kernel
@@ -18,6 +19,7 @@ BM, BK, STAGES = 128, 64, 4  # as in wgmma_tile.cuh
 WIDTHS = ((128,), (160,))  # BN
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
+ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", ((40,), (64,), (80,), (160,)))
 THREADS = 288  # two warpgroups that multiply, one warp that loads
 
 
@@ -101,3 +103,42 @@ def conv2d_wgmma(x, w, b=None, embedding=None, skip=None):
 def conv2d_on_hopper(x, w, b, *, stride, padding):
     """CUDA: Hopper's copy engine gathers boxes of pixels, zeros outside of the image, and warpgroups multiply them where they lie."""
     return conv2d_wgmma(x, w, b)
+
+
+# ----- attention -----------------------------------------------------------------------------------------------------------------
+
+QUERIES = 128  # of a block
+ATTENTION_THREADS = 384  # two warpgroups that multiply; of the third, which gives them its registers, one thread loads
+
+
+def keys_of_a_tile(D: int) -> int:
+    return 64 if D > 96 else 128
+
+
+def attention_bytes(D: int) -> int:
+    """Shared memory of the attention kernel: Q, two tiles of keys and of values, nine barriers, and room to begin at a multiple of 1024."""
+    across = 64 * math.ceil(D / 64)
+    return 2 * (QUERIES * across + 2 * keys_of_a_tile(D) * (across + 32 * math.ceil(D / 32))) + 9 * 8 + 1024
+
+
+def refuses_other_attention(q, k, v, *, scale, **kwargs):
+    reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
+    return reason or (None if scale > 0 else "looks for the largest score before it is scaled: takes a scale above 0") or refuses_other_gpus()
+
+
+@rung("attention", "wgmma", owner="cupy", numerics="fast", refuses=refuses_other_attention)
+def attention_wgmma(q, k, v, *, scale, mask, causal):
+    """CUDA: Flash attention on Hopper; weights of one tile are made while the tensor cores multiply those of the tile before.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    dev = device()
+    q, k, v = tokens(q, k, v)  # [B, S, N, D]
+    B, S, N, D = q.shape
+    y = dev.empty(q.shape, q.dtype)
+    if y.size:
+        keys = keys_of_a_tile(D)
+        maps = TensorMap(q, (1, QUERIES, 1, 64), 128), TensorMap(k, (1, keys, 1, 64), 128), TensorMap(v, (1, keys, 1, 32), 64)
+        grid = (math.ceil(S / QUERIES), N, B)
+        dev.launch(ATTENTION(D), grid, ATTENTION_THREADS, *maps, y, N, S, k.shape[1], scale * math.log2(math.e), int(causal), shared=attention_bytes(D))
+    return y.transpose(0, 2, 1, 3)

@@ -35,6 +35,8 @@ inline void wgmma_fence() { sim::wgmma_fence(); }
 inline void wgmma_commit() { sim::wgmma_commit(); }
 template <int PENDING> inline void wgmma_wait() { sim::wgmma_wait(PENDING); }
 template <class T, int N> inline void keep(T (&)[N]) {}
+template <int N> inline void take_registers() {}
+template <int N> inline void give_registers() {}
 
 #else
 
@@ -131,6 +133,9 @@ template <int N> __device__ __forceinline__ void keep(unsigned (&r)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+r"(r[i])::"memory");
 }
+// A warpgroup changes its threads' registers, to N: those that multiply take what the one that loads gives away.
+template <int N> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
 #endif
 

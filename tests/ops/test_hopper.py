@@ -1,0 +1,195 @@
+"""The kernels for compute capability 9.0 in the simulator: ragged on all sides, and refused everywhere else."""
+
+import numpy as np
+import pytest
+
+from minisd import ops
+from minisd.ops import reference
+from minisd.ops.cuda import hopper
+from minisd.ops.cuda.device import SHARED, on_device
+from minisd.ops.cuda.kernel import source
+from tests.cudasim.simulator import Simulator, gpu_ladder, needs_simulator
+from tests.numerics import relative_l2
+from tests.ops.test_cuda_attention import SHAPES as ATTENTION_SHAPES
+from tests.ops.test_cuda_attention import inputs as attention_inputs
+from tests.ops.test_cuda_conv2d import ONE, wide
+from tests.ops.test_cuda_conv2d import inputs as conv_inputs
+from tests.ops.test_cuda_linear import inputs as linear_inputs
+
+
+def needs_kernels(f):
+    for mark in needs_simulator:
+        f = mark(f)
+    return f
+
+
+def on_hopper():
+    return on_device(Simulator(capability=90))
+
+
+# ----- linear --------------------------------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 2, 8), (128, 160, 64), (129, 162, 264), (300, 320, 72), (3, 130, 1280)])
+def test_linear(shape):
+    x, w, b = linear_inputs(*shape)
+    truth = x.astype("float64") @ w.astype("float64").T
+    with on_hopper():
+        y, plain = hopper.linear_wgmma(x, w, b), hopper.linear_wgmma(x, w, None)
+    assert y.dtype == np.float16 and relative_l2(y, truth + b) <= 1e-3 and relative_l2(plain, truth) <= 1e-3
+
+
+@needs_kernels
+def test_leading_axes_are_rows():
+    x, w, b = linear_inputs(6, 8, 16)
+    with on_hopper():
+        y = hopper.linear_wgmma(x.reshape(2, 3, 16), w, b)
+        assert y.shape == (2, 3, 8) and np.array_equal(y.reshape(6, 8), hopper.linear_wgmma(x, w, b))
+        assert hopper.linear_wgmma(x[:0], w, b).shape == (0, 8)
+
+
+# ----- conv2d --------------------------------------------------------------------------------------------------------------------
+
+IMAGES = {  # x, C'
+    "one_box": ((1, 8, 16, 64), 160), "two_images_in_a_box": ((2, 8, 8, 40), 160), "overhang": ((1, 5, 19, 136), 32),
+    "three_images": ((3, 3, 5, 8), 96), "one_pixel": ((1, 1, 1, 8), 32), "a_row": ((1, 1, 130, 16), 128), "two_widths": ((1, 4, 6, 72), 320),
+}  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", IMAGES)
+def test_conv2d(name):
+    size, C_out = IMAGES[name]
+    x, w, b = conv_inputs(size, C_out, 3, 3)
+    random = np.random.RandomState(0)
+    embedding, skip = random.randn(size[0], C_out).astype("float16"), random.randn(*size[:3], C_out).astype("float16")
+    truth = reference.conv2d(*wide(x, w, None), stride=1, padding=ONE)
+    with on_hopper():
+        y, plain = hopper.conv2d_wgmma(x, w, b, embedding, skip), hopper.conv2d_wgmma(x, w)
+    assert relative_l2(plain, truth) <= 1e-3
+    assert relative_l2(y, truth + b + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "shape, box",
+    [((2, 64, 64), (1, 2, 64)), ((2, 32, 32), (1, 4, 32)), ((2, 16, 16), (1, 8, 16)), ((2, 8, 8), (2, 8, 8)), ((2, 96, 96), (1, 4, 32)),
+     ((1, 512, 512), (1, 1, 128)), ((1, 1, 1), (1, 1, 128))],
+)  # fmt: skip
+def test_boxes_of_pixels_fit_the_images_of_stable_diffusion(shape, box):
+    B, H, W = shape
+    assert hopper.pixel_box(*shape) == box and hopper.boxes_for(box, shape) == -(-B * H * W // 128)
+
+
+@needs_kernels
+def test_weights_are_used_where_they_lie(monkeypatch):
+    device = Simulator(capability=90)
+    x, w, _ = conv_inputs((1, 4, 4, 8), 32, 3, 3)
+    seen = []
+    monkeypatch.setattr(device, "run", lambda instance, grid, block, arguments, shared: seen.append(arguments[1].array))
+    with on_device(device):
+        hopper.conv2d_wgmma(x, w)
+    assert np.shares_memory(seen[0], w)
+
+
+# ----- attention -----------------------------------------------------------------------------------------------------------------
+
+SHAPES = {
+    **ATTENTION_SHAPES, "many_tiles_40": (1, 1, 130, 700, 40, False, 1), "many_tiles_160": (2, 2, 70, 300, 160, False, 4),
+    "causal_tiles_80": (1, 1, 300, 300, 80, True, 1), "causal_ragged_64": (1, 1, 129, 260, 64, True, 9),
+}  # fmt: skip
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention(shape):
+    arrays, keywords = attention_inputs(*SHAPES[shape])
+    truth = reference.attention(*(a.astype("float64") for a in arrays), **keywords)
+    with on_hopper():
+        y = hopper.attention_wgmma(*arrays, **keywords)
+    assert y.shape == truth.shape and y.dtype == np.float16 and y.transpose(0, 2, 1, 3).flags.c_contiguous
+    assert relative_l2(y, truth) <= 1e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_what_is_beside_a_head_does_not_leak_into_it(width):
+    """The boxes of heads of 40, 80 and 160 reach into the next head: zeros must arrive from there, also instead of infinities."""
+    arrays, keywords = attention_inputs(1, 2, 16, 20, width, False, 1)
+    with on_hopper():
+        before = hopper.attention_wgmma(*arrays, **keywords)[:, 0].copy()
+        for a in arrays:
+            a[:, 1] = np.inf
+        assert np.array_equal(hopper.attention_wgmma(*arrays, **keywords)[:, 0], before)
+
+
+# ----- where they run ------------------------------------------------------------------------------------------------------------
+
+
+def calls():
+    x, w, b = linear_inputs(4, 8, 16)
+    yield "linear", hopper.refuses_odd_widths, (x, w, b), {}
+    yield "conv2d", hopper.refuses_other_convolutions, conv_inputs((1, 4, 4, 8), 32, 3, 3), dict(stride=1, padding=ONE)
+    arrays, keywords = attention_inputs(1, 1, 8, 8, 64, False, 1)
+    yield "attention", hopper.refuses_other_attention, arrays, keywords
+
+
+@pytest.mark.parametrize("op, refuses, args, keywords", list(calls()), ids=lambda a: a if isinstance(a, str) else "")
+def test_only_compute_capability_9_0_takes_them(op, refuses, args, keywords):
+    for capability in (0, 80, 89, 100, 120):
+        with on_device(Simulator(capability=capability)):
+            assert "only compute capability 9.0" in refuses(*args, **keywords)
+    with on_hopper():
+        assert refuses(*args, **keywords) is None
+
+
+REFUSED = {
+    "an even width": lambda: hopper.refuses_odd_widths(*linear_inputs(4, 7, 16)),
+    "8 channels": lambda: hopper.refuses_odd_widths(*linear_inputs(4, 8, 15)),
+    "float16": lambda: hopper.refuses_odd_widths(*linear_inputs(4, 8, 16, "float32")),
+    "stride 1": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 3, 3), stride=2, padding=ONE),
+    "padding 1": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 3, 3), stride=1, padding=((0, 1), (0, 1))),
+    "3×3": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 1, 1), stride=1, padding=ONE),
+    "of 32 out": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 24, 3, 3), stride=1, padding=ONE),
+    "takes float16": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 3, 3, "float32"), stride=1, padding=ONE),
+    "heads of 40, 64, 80, 160": lambda: refused_attention(D=32),
+    "a scale above 0": lambda: refused_attention(scale=-1.0),
+    "no mask": lambda: refused_attention(mask=np.zeros((1, 1), "float16")),
+}
+
+
+def refused_attention(D=64, **changes):
+    arrays, keywords = attention_inputs(1, 1, 8, 8, D, False, 1)
+    return hopper.refuses_other_attention(*arrays, **(keywords | changes))
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_they_cannot_take_is_said(words):
+    with on_hopper():
+        assert words in REFUSED[words]()
+
+
+@needs_kernels
+def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
+    x, w, b = linear_inputs(4, 8, 16)
+    with gpu_ladder(Simulator(capability=90)) as device:
+        for op, _, args, keywords in calls():
+            if op != "linear":
+                getattr(ops, op)(*args, **{k: v for k, v in keywords.items() if v is not None})
+        ops.linear(x, w, b)
+        with ops.using(linear="wgmma"):
+            ops.linear(x, w, b)
+    assert device.launches[:2] == ["conv2d_wgmma<128>", "attention_wgmma<64>"] and "wgmma" not in device.launches[2]
+    assert device.launches[-1] == "gemm_wgmma<128>"
+
+
+@pytest.mark.parametrize("needed", [hopper.tile_bytes(128), hopper.tile_bytes(160), *map(hopper.attention_bytes, (40, 64, 80, 160))])
+def test_tiles_fit_into_hoppers_shared_memory(needed):
+    assert 80 << 10 < needed <= SHARED[90]
+
+
+def test_the_constants_are_those_of_the_kernels():
+    tile, attention = source("gemm/6_wgmma.cu"), source("attention/7_wgmma.cu")
+    assert f"BM = {hopper.BM}, BN = BN_, BK = {hopper.BK}, STAGES = {hopper.STAGES}, CONSUMERS = {hopper.THREADS - 32}" in tile
+    assert f"QUERIES = {hopper.QUERIES}, CONSUMERS = {hopper.ATTENTION_THREADS - 128}, STAGES = 2;" in attention
+    assert "KEYS = D > 96 ? 64 : 128" in attention and [hopper.keys_of_a_tile(D) for D in (40, 64, 80, 160)] == [128, 128, 128, 64]
