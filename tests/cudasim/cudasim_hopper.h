@@ -2,7 +2,7 @@
 //   - a TMA load lands when a thread waits for its barrier and nothing else can go on; its target is NaN until then; a load that overwrites
 //     what a product under way still reads, and a product of what has not landed, are reported
 //   - a product is done when its whole warpgroup waits for it and no other thread can go on; it reads its operands then, and its accumulators are NaN until then
-//   - bytes that were not announced, arrivals too many, a missing fence, threads of a warpgroup in different products are reported
+//   - bytes that were not announced, arrivals too many or too few, a missing fence, threads of a warpgroup in different products are reported
 // Stricter than the PTX ISA: every group of products begins with a fence.
 // What it cannot see: a plain store to an operand of a product without fence.proxy.async.
 #pragma once
@@ -293,6 +293,10 @@ static void begin_hopper(unsigned threads) {
 }
 static void end_hopper() {
     if (!loads.empty()) fail("block (%u, %u, %u) ends while TMA loads are under way", block_index.x, block_index.y, block_index.z);
+    for (const BarrierState& b : barriers)
+        if (b.missing != b.arrivals || b.bytes)
+            fail("block (%u, %u, %u) ends while %d of %d have arrived at a barrier", block_index.x, block_index.y, block_index.z,
+                 b.arrivals - b.missing, b.arrivals);
     for (size_t t = 0; t < products.size(); t++)
         if (!products[t].accumulators.empty()) fail("thread %zu ends while its products are under way", t);
 }
