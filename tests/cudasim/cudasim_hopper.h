@@ -1,7 +1,8 @@
 // Hopper's barriers in shared memory, TMA copies and warpgroup products, as the PTX ISA describes them. Included at the end of cudasim.h.
 //   - a TMA load lands when a thread waits for its barrier and nothing else can go on; its target is NaN until then; a load that overwrites
 //     what a product under way still reads, and a product of what has not landed, are reported
-//   - a product is done when its whole warpgroup waits for it and no other thread can go on; it reads its operands then, and its accumulators are NaN until then
+//   - a product is done when its whole warpgroup waits for it and no other thread can go on; it reads its operands then, and its
+//     accumulators are NaN until then
 //   - bytes that were not announced, arrivals too many or too few, a missing fence, threads of a warpgroup in different products are reported
 // Stricter than the PTX ISA: every group of products begins with a fence.
 // What it cannot see: a plain store to an operand of a product without fence.proxy.async.

@@ -34,10 +34,11 @@ def on_hopper():
 @pytest.mark.parametrize("shape", [(1, 2, 8), (128, 160, 64), (129, 162, 264), (300, 320, 72), (3, 130, 1280)])
 def test_linear(shape):
     x, w, b = linear_inputs(*shape)
+    skip = np.random.RandomState(0).randn(*shape[:2]).astype("float16")
     truth = x.astype("float64") @ w.astype("float64").T
     with on_hopper():
-        y, plain = hopper.linear_wgmma(x, w, b), hopper.linear_wgmma(x, w, None)
-    assert y.dtype == np.float16 and relative_l2(y, truth + b) <= 1e-3 and relative_l2(plain, truth) <= 1e-3
+        y, plain = hopper.product_wgmma(x, w, b, skip), hopper.product_wgmma(x, w)
+    assert y.dtype == np.float16 and relative_l2(y, truth + b + skip) <= 1e-3 and relative_l2(plain, truth) <= 1e-3
 
 
 @needs_kernels
@@ -71,6 +72,26 @@ def test_conv2d(name):
     assert relative_l2(y, truth + b + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
 
 
+@needs_kernels
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
+def test_parts_of_a_tile_are_added(parts):
+    x, w, b = conv_inputs((2, 3, 5, 72), 64, 3, 3)
+    random = np.random.RandomState(0)
+    embedding, skip = random.randn(2, 64).astype("float16"), random.randn(2, 3, 5, 64).astype("float16")
+    truth = reference.conv2d(*wide(x, w, None), stride=1, padding=ONE)
+    with on_hopper():
+        y, plain = hopper.conv2d_wgmma(x, w, b, embedding, skip, parts=parts), hopper.conv2d_wgmma(x, w, parts=parts)
+    assert relative_l2(plain, truth) <= 1e-3
+    assert relative_l2(y, truth + b + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
+
+
+def test_parts_give_every_multiprocessor_a_block():
+    """The 3×3 convolutions of the UNet, 64 × 64 latents of both halves of the guidance: 320, 640, 1280, 1280 channels."""
+    tiles = [64 * 2, 16 * 4, 4 * 8, 1 * 8]
+    assert [hopper.parts_for(n, 9 * C // 64) for n, C in zip(tiles, (320, 640, 1280, 1280))] == [1, 2, 4, 16]
+    assert hopper.parts_for(1, 9) == 2 and hopper.parts_for(1000, 100) == 1
+
+
 @pytest.mark.parametrize(
     "shape, box",
     [((2, 64, 64), (1, 2, 64)), ((2, 32, 32), (1, 4, 32)), ((2, 16, 16), (1, 8, 16)), ((2, 8, 8), (2, 8, 8)), ((2, 96, 96), (1, 4, 32)),
@@ -88,7 +109,7 @@ def test_weights_are_used_where_they_lie(monkeypatch):
     seen = []
     monkeypatch.setattr(device, "run", lambda instance, grid, block, arguments, shared: seen.append(arguments[1].array))
     with on_device(device):
-        hopper.conv2d_wgmma(x, w)
+        hopper.conv2d_wgmma(x, w, parts=1)
     assert np.shares_memory(seen[0], w)
 
 
@@ -179,7 +200,7 @@ def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
         ops.linear(x, w, b)
         with ops.using(linear="wgmma"):
             ops.linear(x, w, b)
-    assert device.launches[:2] == ["conv2d_wgmma<128>", "attention_wgmma<64>"] and "wgmma" not in device.launches[2]
+    assert device.launches[:3] == ["conv2d_wgmma<128>", "conv2d_add_parts", "attention_wgmma<64>"] and "wgmma" not in device.launches[3]
     assert device.launches[-1] == "gemm_wgmma<128>"
 
 

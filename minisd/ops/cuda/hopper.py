@@ -14,11 +14,12 @@ from .kernel import Kernel
 from .linear import refuses_all_but_half, refuses_no_mma
 from .tensor_map import TensorMap
 
-CAPABILITY = 90
+CAPABILITY, MULTIPROCESSORS = 90, 132
 BM, BK, STAGES = 128, 64, 4  # as in wgmma_tile.cuh
 WIDTHS = ((128,), (160,))  # BN
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
+ADD_PARTS = Kernel("conv2d/7_wgmma.cu", "conv2d_add_parts")
 ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", ((40,), (64,), (80,), (160,)))
 THREADS = 288  # two warpgroups that multiply, one warp that loads
 
@@ -44,19 +45,24 @@ def refuses_odd_widths(x, w, b):
     return refuses_no_mma(x, w, b) or ("stores two numbers at a time: needs an even width" if w.shape[0] % 2 else None) or refuses_other_gpus()
 
 
-@rung("linear", "wgmma", owner="cupy", refuses=refuses_odd_widths, lesson=True)
-def linear_wgmma(x, w, b):
-    """CUDA: Hopper's copy engine fills a ring of slices, two warpgroups multiply them where they lie."""
+def product_wgmma(x, w, b=None, skip=None):
+    """y = x Wᵀ + b + skip, added in float32 and rounded once.        x [..., K], w [N, K], b [N], skip [..., N], all float16 -> [..., N]"""
     dev = device()
-    x, w, b = (None if a is None else dev.contiguous(a) for a in (x, w, b))
+    x, w, b, skip = (None if a is None else dev.contiguous(a) for a in (x, w, b, skip))
     N, K = w.shape
     M = x.size // K
     y = dev.empty((*x.shape[:-1], N), x.dtype)
     if y.size:
         BN = width_for(N)
         maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN, BK), 128)
-        dev.launch(GEMM(BN), (math.ceil(N / BN), math.ceil(M / BM)), THREADS, *maps, b, y, M, N, K, shared=tile_bytes(BN))
+        dev.launch(GEMM(BN), (math.ceil(N / BN), math.ceil(M / BM)), THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
     return y
+
+
+@rung("linear", "wgmma", owner="cupy", refuses=refuses_odd_widths, lesson=True)
+def linear_wgmma(x, w, b):
+    """CUDA: Hopper's copy engine fills a ring of slices, two warpgroups multiply them where they lie."""
+    return product_wgmma(x, w, b)
 
 
 # ----- conv2d --------------------------------------------------------------------------------------------------------------------
@@ -81,7 +87,12 @@ def boxes_for(box, shape) -> int:
     return math.prod(math.ceil(n / size) for n, size in zip(shape, box))
 
 
-def conv2d_wgmma(x, w, b=None, embedding=None, skip=None):
+def parts_for(tiles: int, slices: int) -> int:
+    """How many blocks share a tile: as many as give every multiprocessor one, if each has its ring to fill, and at most 16."""
+    return max(1, min(MULTIPROCESSORS // tiles, slices // STAGES, 16))
+
+
+def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, parts=None):
     """y = W ∗ x + b + embedding[:, None, None] + skip for a 3×3 kernel, stride 1, padding 1; added in float32 and rounded once.
 
     x [B, H, W, C], w [C′, C, 3, 3], b [C′], embedding [B, C′], skip [B, H, W, C′], all float16 -> [B, H, W, C′]
@@ -90,12 +101,18 @@ def conv2d_wgmma(x, w, b=None, embedding=None, skip=None):
     x, w, b, embedding, skip = prepared(x, w, b, embedding, skip)
     (B, H, W, C), O = x.shape, w.shape[3]
     y = dev.empty((B, H, W, O), x.dtype)
-    if y.size:
-        BN, box = width_for(O), pixel_box(B, H, W)
-        weights = w.reshape(9, C, O // 32, 32).transpose(0, 2, 1, 3)  # blocks of 32 columns
-        maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK, 32), 64)
-        grid = (boxes_for(box, (B, H, W)), math.ceil(O / BN))
-        dev.launch(CONV(BN), grid, THREADS, *maps, b, embedding, skip, y, B, H, W, C, O, *box[1:], shared=tile_bytes(BN))
+    if not y.size:
+        return y
+    BN, box = width_for(O), pixel_box(B, H, W)
+    weights = w.reshape(9, C, O // 32, 32).transpose(0, 2, 1, 3)  # blocks of 32 columns
+    maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK, 32), 64)
+    grid = (boxes_for(box, (B, H, W)), math.ceil(O / BN))
+    parts = parts or parts_for(math.prod(grid), 9 * math.ceil(C / BK))
+    partial = dev.empty((parts, B, H, W, O), "float32") if parts > 1 else None
+    numbers = (B, H, W, C, O, *box[1:])
+    dev.launch(CONV(BN), (*grid, parts), THREADS, *maps, b, embedding, skip, y, partial, *numbers, shared=tile_bytes(BN))
+    if parts > 1:
+        dev.launch(ADD_PARTS(), math.ceil(y.size / 2048), 256, partial, b, embedding, skip, y, B, H * W, O, parts)
     return y
 
 
@@ -139,6 +156,6 @@ def attention_wgmma(q, k, v, *, scale, mask, causal):
     if y.size:
         keys = keys_of_a_tile(D)
         maps = TensorMap(q, (1, QUERIES, 1, 64), 128), TensorMap(k, (1, keys, 1, 64), 128), TensorMap(v, (1, keys, 1, 32), 64)
-        grid = (math.ceil(S / QUERIES), N, B)
-        dev.launch(ATTENTION(D), grid, ATTENTION_THREADS, *maps, y, N, S, k.shape[1], scale * math.log2(math.e), int(causal), shared=attention_bytes(D))
+        numbers = (N, S, k.shape[1], scale * math.log2(math.e), int(causal))
+        dev.launch(ATTENTION(D), (math.ceil(S / QUERIES), N, B), ATTENTION_THREADS, *maps, y, *numbers, shared=attention_bytes(D))
     return y.transpose(0, 2, 1, 3)

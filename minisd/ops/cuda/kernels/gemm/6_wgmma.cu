@@ -4,17 +4,17 @@
 //                 eight multiply; no __syncthreads in the loop.
 // Work split:     grid (N / BN, M / 128), block 288 = two warpgroups of 64 rows and a warp that loads; ring of four slices of 64:
 //                 512 (128 + BN) bytes and 1 KiB: 145 KiB for BN = 160. One block a multiprocessor.
-// Global traffic: M N K (2 / 128 + 2 / BN) + 2 M N bytes.
+// Global traffic: M N K (2 / 128 + 2 / BN) + 2 M N bytes, and 2 M N for the skip.
 // Limits:         half; compute capability 9.0 only; K a multiple of 8 (TMA's strides are multiples of 16 bytes), N even; any M.
 // Numerics:       as rung 4: products of halves exact, sums in float in the order of the tensor core; one rounding at the end.
 // Source:         PTX ISA, wgmma.mma_async, cp.async.bulk.tensor, mbarrier; CUTLASS's warp-specialised mainloop for sm_90.
 #include "wgmma_tile.cuh"
 
-// x [M, K] in boxes [128, 64], w [N, K] in boxes [BN, 64], b [N] -> y [M, N]
+// x [M, K] in boxes [128, 64], w [N, K] in boxes [BN, 64], b [N], skip [M, N] -> y [M, N]
 template <int BN>
 __global__ void __launch_bounds__(288, 1)
 gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
-           half* __restrict__ y, int M, int N, int K) {
+           const half* __restrict__ OPTIONAL skip, half* __restrict__ y, int M, int N, int K) {
     using Tile = WgmmaTile<BN, false>;
     DYNAMIC_SHARED(char, shared);
     const int m0 = blockIdx.y * Tile::BM, n0 = blockIdx.x * BN, slices = (K + Tile::BK - 1) / Tile::BK;
@@ -33,11 +33,13 @@ gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMa
     tile.each_row([&](int row, auto pairs) {
         const int m = m0 + row;
         if (m >= M) return;
+        const half* before = skip ? skip + (long long)m * N : nullptr;
         half* out = y + (long long)m * N;
         pairs([&](int column, float v0, float v1) {
             const int n = n0 + column;
             if (n >= N) return;
             if (b) add_two(b + n, v0, v1);
+            if (before) add_two(before + n, v0, v1);
             store_two(out + n, v0, v1);
         });
     });
