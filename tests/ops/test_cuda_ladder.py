@@ -25,7 +25,7 @@ SKIPPED = {"embedding", "upsample_nearest", "feed_forward"}  # ops without a ker
 OTHER_SHAPES = {  # rungs whose widths are not among the cases, or which are for another GPU than the simulator says it is
     ("attention", "flash"): "test_cuda_attention.py",
     ("geglu", "vectors"): "test_cuda_activation.py",
-    **{(op, "wgmma"): "test_hopper.py" for op in ("linear", "conv2d", "attention")},
+    **{(op, "wgmma"): "test_hopper.py" for op in ("linear", "conv2d", "upsample_conv2d", "attention")},
 }
 
 

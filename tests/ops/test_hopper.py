@@ -85,6 +85,18 @@ def test_parts_of_a_tile_are_added(parts):
     assert relative_l2(y, truth + b + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
 
 
+@needs_kernels
+@pytest.mark.parametrize("size, C_out, parts", [((1, 5, 9, 24), 96, 1), ((3, 3, 5, 8), 32, 3), ((1, 1, 1, 8), 160, 1), ((1, 8, 16, 72), 32, 2)])
+def test_a_doubled_image_is_never_made(size, C_out, parts):
+    x, w, b = conv_inputs(size, C_out, 3, 3)
+    doubled = (2 * size[1], 2 * size[2])
+    skip = np.random.RandomState(0).randn(size[0], *doubled, C_out).astype("float16")
+    truth = reference.conv2d(reference.upsample_nearest(x.astype("float64"), size=doubled), *wide(w, b), stride=1, padding=ONE)
+    with on_hopper():
+        y = hopper.conv2d_wgmma(x, w, b, None, skip, scale=2, parts=parts)
+    assert y.shape == truth.shape and relative_l2(y, truth + skip) <= 1e-3
+
+
 def test_parts_give_every_multiprocessor_a_block():
     """The 3×3 convolutions of the UNet, 64 × 64 latents of both halves of the guidance: 320, 640, 1280, 1280 channels."""
     tiles = [64 * 2, 16 * 4, 4 * 8, 1 * 8]
@@ -151,6 +163,7 @@ def calls():
     x, w, b = linear_inputs(4, 8, 16)
     yield "linear", hopper.refuses_odd_widths, (x, w, b), {}
     yield "conv2d", hopper.refuses_other_convolutions, conv_inputs((1, 4, 4, 8), 32, 3, 3), dict(stride=1, padding=ONE)
+    yield "upsample_conv2d", hopper.refuses_cut_rows, conv_inputs((1, 4, 4, 8), 32, 3, 3), dict(size=(8, 8))
     arrays, keywords = attention_inputs(1, 1, 8, 8, 64, False, 1)
     yield "attention", hopper.refuses_other_attention, arrays, keywords
 
@@ -172,6 +185,7 @@ REFUSED = {
     "padding 1": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 3, 3), stride=1, padding=((0, 1), (0, 1))),
     "3×3": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 1, 1), stride=1, padding=ONE),
     "of 32 out": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 24, 3, 3), stride=1, padding=ONE),
+    "the size cuts a row": lambda: hopper.refuses_cut_rows(*conv_inputs((1, 4, 4, 8), 32, 3, 3), size=(8, 7)),
     "takes float16": lambda: hopper.refuses_other_convolutions(*conv_inputs((1, 4, 4, 8), 32, 3, 3, "float32"), stride=1, padding=ONE),
     "heads of 40, 64, 80, 160": lambda: refused_attention(D=32),
     "a scale above 0": lambda: refused_attention(scale=-1.0),
@@ -200,8 +214,9 @@ def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
         ops.linear(x, w, b)
         with ops.using(linear="wgmma"):
             ops.linear(x, w, b)
-    assert device.launches[:3] == ["conv2d_wgmma<128>", "conv2d_add_parts", "attention_wgmma<64>"] and "wgmma" not in device.launches[3]
-    assert device.launches[-1] == "gemm_wgmma<128>"
+    conv = ["conv2d_wgmma<128>", "conv2d_add_parts"]
+    assert device.launches[:5] == [*conv, *conv, "attention_wgmma<64>"]
+    assert "wgmma" not in device.launches[5] and device.launches[-1] == "gemm_wgmma<128>"
 
 
 @pytest.mark.parametrize("needed", [hopper.tile_bytes(128), hopper.tile_bytes(160), *map(hopper.attention_bytes, (40, 64, 80, 160))])

@@ -68,12 +68,21 @@ def linear_wgmma(x, w, b):
 # ----- conv2d --------------------------------------------------------------------------------------------------------------------
 
 
-def refuses_other_convolutions(x, w, b, *, stride, padding):
-    if w.shape[2:] != (3, 3) or stride != 1 or padding != ((1, 1), (1, 1)):
-        return "is made for 3×3 kernels, stride 1, padding 1"
+def refuses_other_channels(x, w):
     if w.shape[1] % 8 or w.shape[0] % 32:
         return "needs a multiple of 8 channels in, and of 32 out"
     return refuses_all_but_half(x) or refuses_other_gpus()
+
+
+def refuses_other_convolutions(x, w, b, *, stride, padding):
+    if w.shape[2:] != (3, 3) or stride != 1 or padding != ((1, 1), (1, 1)):
+        return "is made for 3×3 kernels, stride 1, padding 1"
+    return refuses_other_channels(x, w)
+
+
+def refuses_cut_rows(x, w, b, *, size):
+    whole = tuple(size) == (2 * x.shape[1], 2 * x.shape[2])
+    return refuses_other_channels(x, w) if whole else "doubles whole images: the size cuts a row or a column"
 
 
 def pixel_box(B: int, H: int, W: int) -> tuple[int, int, int]:
@@ -92,27 +101,28 @@ def parts_for(tiles: int, slices: int) -> int:
     return max(1, min(MULTIPROCESSORS // tiles, slices // STAGES, 16))
 
 
-def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, parts=None):
+def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, scale=1, parts=None):
     """y = W ∗ x + b + embedding[:, None, None] + skip for a 3×3 kernel, stride 1, padding 1; added in float32 and rounded once.
 
-    x [B, H, W, C], w [C′, C, 3, 3], b [C′], embedding [B, C′], skip [B, H, W, C′], all float16 -> [B, H, W, C′]
+    scale 2: of x with every pixel doubled in both directions. parts: how many blocks share the sum over K.
+    x [B, H, W, C], w [C′, C, 3, 3], b [C′], embedding [B, C′], skip [B, H′, W′, C′], all float16 -> [B, H′, W′, C′]
     """
     dev = device()
     x, w, b, embedding, skip = prepared(x, w, b, embedding, skip)
     (B, H, W, C), O = x.shape, w.shape[3]
-    y = dev.empty((B, H, W, O), x.dtype)
+    y = dev.empty((B, scale * H, scale * W, O), x.dtype)
     if not y.size:
         return y
     BN, box = width_for(O), pixel_box(B, H, W)
     weights = w.reshape(9, C, O // 32, 32).transpose(0, 2, 1, 3)  # blocks of 32 columns
     maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK, 32), 64)
-    grid = (boxes_for(box, (B, H, W)), math.ceil(O / BN))
+    grid = (scale * scale * boxes_for(box, (B, H, W)), math.ceil(O / BN))
     parts = parts or parts_for(math.prod(grid), 9 * math.ceil(C / BK))
-    partial = dev.empty((parts, B, H, W, O), "float32") if parts > 1 else None
-    numbers = (B, H, W, C, O, *box[1:])
+    partial = dev.empty((parts, *y.shape), "float32") if parts > 1 else None
+    numbers = (B, H, W, C, O, *box[1:], scale)
     dev.launch(CONV(BN), (*grid, parts), THREADS, *maps, b, embedding, skip, y, partial, *numbers, shared=tile_bytes(BN))
     if parts > 1:
-        dev.launch(ADD_PARTS(), math.ceil(y.size / 2048), 256, partial, b, embedding, skip, y, B, H * W, O, parts)
+        dev.launch(ADD_PARTS(), math.ceil(y.size / 2048), 256, partial, b, embedding, skip, y, B, y.size // (B * O), O, parts)
     return y
 
 
@@ -120,6 +130,12 @@ def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, parts=None):
 def conv2d_on_hopper(x, w, b, *, stride, padding):
     """CUDA: Hopper's copy engine gathers boxes of pixels, zeros outside of the image, and warpgroups multiply them where they lie."""
     return conv2d_wgmma(x, w, b)
+
+
+@rung("upsample_conv2d", "wgmma", owner="cupy", refuses=refuses_cut_rows)
+def upsample_conv2d_on_hopper(x, w, b, *, size):
+    """CUDA: the same for a doubled image, which is never made: four images of its even and odd rows and columns, each from boxes of x."""
+    return conv2d_wgmma(x, w, b, scale=2)
 
 
 # ----- attention -----------------------------------------------------------------------------------------------------------------
