@@ -1,11 +1,15 @@
 """The kernels for compute capability 9.0 in the simulator: ragged on all sides, and refused everywhere else."""
 
+import re
+import subprocess
+
 import numpy as np
 import pytest
 
 from minisd import ops
 from minisd.ops import reference
-from minisd.ops.cuda import hopper
+from minisd.ops.cuda import hopper, nvrtc
+from minisd.ops.cuda.compile import build
 from minisd.ops.cuda.device import SHARED, on_device
 from minisd.ops.cuda.kernel import source
 from tests.cudasim.simulator import Simulator, gpu_ladder, needs_simulator
@@ -204,6 +208,21 @@ def test_what_they_cannot_take_is_said(words):
         assert words in REFUSED[words]()
 
 
+disassembler = nvrtc.find("bin/nvdisasm")
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif(not disassembler or not nvrtc.find("lib/libnvrtc.so.1[23]"), reason="nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize("D", [40, 64, 80, 160])
+def test_exponentials_stand_beside_a_product_in_the_machine_code(D):
+    """Between the wait for the scores (all groups but one) and the wait for P V: the compiler would rather have them behind both."""
+    code = subprocess.run([disassembler, "-c", build(hopper.ATTENTION(D), "sm_90").path], capture_output=True, text=True, check=True).stdout
+    seen = re.findall(r"HGMMA|UTMALDG\.4D|MUFU\.EX2|DEPBAR\.LE gsb0, 0x[01]|LDL|STL", code)
+    first = seen.index("DEPBAR.LE gsb0, 0x1")
+    beside = seen[first + 1 : seen.index("DEPBAR.LE gsb0, 0x0", first)]
+    assert beside.count("MUFU.EX2") == hopper.keys_of_a_tile(D) // 2 + 2 and not {"LDL", "STL"} & set(seen) and "UTMALDG.4D" in seen
+
+
 @needs_kernels
 def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
     x, w, b = linear_inputs(4, 8, 16)
@@ -224,8 +243,13 @@ def test_tiles_fit_into_hoppers_shared_memory(needed):
     assert 80 << 10 < needed <= SHARED[90]
 
 
+def test_two_blocks_of_the_narrow_tile_share_a_multiprocessor():
+    assert 2 * (hopper.tile_bytes(128) + 1024) <= 228 << 10, "each takes 1 KiB more than it asks for"
+
+
 def test_the_constants_are_those_of_the_kernels():
     tile, attention = source("gemm/6_wgmma.cu"), source("attention/7_wgmma.cu")
-    assert f"BM = {hopper.BM}, BN = BN_, BK = {hopper.BK}, STAGES = {hopper.STAGES}, CONSUMERS = {hopper.THREADS - 32}" in tile
+    stages = f"BN == 128 ? {hopper.STAGES[128]} : {hopper.STAGES[160]}"
+    assert f"BM = {hopper.BM}, BN = BN_, BK = {hopper.BK}, STAGES = {stages}, CONSUMERS = {hopper.THREADS - 32}" in tile
     assert f"QUERIES = {hopper.QUERIES}, CONSUMERS = {hopper.ATTENTION_THREADS - 128}, STAGES = 2;" in attention
     assert "KEYS = D > 96 ? 64 : 128" in attention and [hopper.keys_of_a_tile(D) for D in (40, 64, 80, 160)] == [128, 128, 128, 64]

@@ -15,7 +15,7 @@ from .linear import refuses_all_but_half, refuses_no_mma
 from .tensor_map import TensorMap
 
 CAPABILITY, MULTIPROCESSORS = 90, 132
-BM, BK, STAGES = 128, 64, 4  # as in wgmma_tile.cuh
+BM, BK, STAGES = 128, 64, {128: 3, 160: 4}  # as in wgmma_tile.cuh; STAGES by BN
 WIDTHS = ((128,), (160,))  # BN
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
@@ -35,7 +35,7 @@ def width_for(N: int) -> int:
 
 def tile_bytes(BN: int) -> int:
     """Shared memory of a WgmmaTile: the ring, two barriers a stage, and room to begin at a multiple of 1024."""
-    return STAGES * 2 * BK * (BM + BN) + 16 * STAGES + 1024
+    return STAGES[BN] * (2 * BK * (BM + BN) + 16) + 1024
 
 
 # ----- linear --------------------------------------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def boxes_for(box, shape) -> int:
 
 
 def parts_for(tiles: int, slices: int) -> int:
-    """How many blocks share a tile: as many as give every multiprocessor one, if each has its ring to fill, and at most 16."""
-    return max(1, min(MULTIPROCESSORS // tiles, slices // STAGES, 16))
+    """How many blocks share a tile: as many as give every multiprocessor one, if each has four slices or more, and at most 16."""
+    return max(1, min(MULTIPROCESSORS // tiles, slices // 4, 16))
 
 
 def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, scale=1, parts=None):

@@ -2,12 +2,14 @@
 // One thread asks TMA for slices; two warpgroups multiply them, 64 rows each. Between them is a ring of STAGES buffers, each with two
 // barriers: `full` completes a phase when a slice has landed, `empty` when all eight warps have left the buffer. Slice s is the
 // (s / STAGES)-th of its buffer, so it is phase s / STAGES of both barriers that concerns it.
+// BN = 160 makes one block for nearly every multiprocessor in the UNet, and has four buffers. BN = 128 is for the decoder's many tiles: with
+// three buffers two blocks fit on a multiprocessor, and one multiplies while the other begins or stores.
 #include "common.cuh"
 #include "hopper.cuh"
 
 // B_BY_N: B's rows in memory are k (as in a convolution's weights), else they are n (a linear layer's).
 template <int BN_, bool B_BY_N> struct WgmmaTile {
-    static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = 4, CONSUMERS = 256, THREADS = CONSUMERS + WARP;
+    static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 128 ? 3 : 4, CONSUMERS = 256, THREADS = CONSUMERS + WARP;
     static constexpr int A_SIZE = BM * BK, B_SIZE = BN * BK, STAGE = A_SIZE + B_SIZE;  // in halves
 
     float c[BN / 2];

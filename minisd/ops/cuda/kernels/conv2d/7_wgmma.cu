@@ -5,8 +5,8 @@
 //                 blocks share the K of each, and a second kernel adds their sums. A doubled image is four images, the pixels of even and
 //                 odd rows and columns: in each of them a tap is a box of the small image again.
 // Work split:     grid (boxes of pixels, O / BN, parts), four times the boxes for a doubled image, block 288 = two warpgroups
-//                 of 64 pixels and a warp that loads; ring of four slices of 64 channels of one tap: 512 (128 + BN) bytes and 1 KiB:
-//                 145 KiB for BN = 160. One block a multiprocessor.
+//                 of 64 pixels and a warp that loads; ring of slices of 64 channels of one tap, each 128 (128 + BN) bytes: BN = 160 has
+//                 four, 145 KiB with 1 KiB to align; BN = 128 three, 97 KiB, two blocks a multiprocessor.
 // Global traffic: 18 M C O (1 / 128 + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip; with parts, + 8 parts M O.
 // Limits:         half; compute capability 9.0 only; 3 x 3, stride 1, padding 1; C a multiple of 8, O of 32; any image and batch.
 // Numerics:       as rung 3: sums in float in the order of the tensor core, then by parts; bias, embedding and skip added in float; one
@@ -18,7 +18,7 @@
 // b [O], embedding [B, O], skip [B, H', W', O] -> y [B, H', W', O], H' = scale H, W' = scale W, scale 1 or 2;
 // or, of the part blockIdx.z of K alone, partial [parts, B, H', W', O]
 template <int BN>
-__global__ void __launch_bounds__(288, 1)
+__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1)
 conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
              const half* __restrict__ OPTIONAL embedding, const half* __restrict__ OPTIONAL skip, half* __restrict__ y,
              float* __restrict__ OPTIONAL partial, int B, int H, int W, int C, int O, int rows, int columns, int scale) {

@@ -2,8 +2,8 @@
 //                 begin a product of 64 x BN x 16 whose operands stay in shared memory (wgmma), and barriers in memory say what is ready.
 // Differs:        from rung 4: no thread computes an address of an operand or holds a fragment of one; warps have roles, one loads and
 //                 eight multiply; no __syncthreads in the loop.
-// Work split:     grid (N / BN, M / 128), block 288 = two warpgroups of 64 rows and a warp that loads; ring of four slices of 64:
-//                 512 (128 + BN) bytes and 1 KiB: 145 KiB for BN = 160. One block a multiprocessor.
+// Work split:     grid (N / BN, M / 128), block 288 = two warpgroups of 64 rows and a warp that loads; ring of slices of 64, each
+//                 128 (128 + BN) bytes: BN = 160 has four, 145 KiB with 1 KiB to align; BN = 128 three, 97 KiB, two blocks a multiprocessor.
 // Global traffic: M N K (2 / 128 + 2 / BN) + 2 M N bytes, and 2 M N for the skip.
 // Limits:         half; compute capability 9.0 only; K a multiple of 8 (TMA's strides are multiples of 16 bytes), N even; any M.
 // Numerics:       as rung 4: products of halves exact, sums in float in the order of the tensor core; one rounding at the end.
@@ -12,7 +12,7 @@
 
 // x [M, K] in boxes [128, 64], w [N, K] in boxes [BN, 64], b [N], skip [M, N] -> y [M, N]
 template <int BN>
-__global__ void __launch_bounds__(288, 1)
+__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1)
 gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
            const half* __restrict__ OPTIONAL skip, half* __restrict__ y, int M, int N, int K) {
     using Tile = WgmmaTile<BN, false>;
