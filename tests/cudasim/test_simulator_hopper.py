@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
+from minisd.ops import reference
+from minisd.ops.cuda import hopper
+from minisd.ops.cuda.device import on_device
+from minisd.ops.cuda.kernel import KERNELS, source
 from minisd.ops.cuda.tensor_map import TensorMap
+from tests.cudasim import simulator
 from tests.cudasim.conftest import array
-from tests.cudasim.simulator import FORWARD, SimulatorError, needs_simulator
+from tests.cudasim.simulator import FORWARD, Simulator, SimulatorError, compile_text, needs_simulator
 from tests.numerics import relative_l2
 
 pytestmark = needs_simulator
@@ -264,3 +269,56 @@ def test_half_a_warpgroup_cannot_multiply(launch):
     with pytest.raises(SimulatorError, match="multiplies in a warpgroup that is not whole"):
         text = '\n#include "hopper.cuh"\n__global__ void toy(float* y) { wgmma_wait<0>(); y[threadIdx.x] = 1.0f; }'
         launch(text, array(64), block=64, ways=[FORWARD])
+
+
+# ----- real kernels, with a line taken out or changed ----------------------------------------------------------------------------
+
+
+def product(random):
+    x, w = random.randn(130, 456).astype("float16"), (random.randn(162, 456) / 20).astype("float16")
+    return hopper.product_wgmma(x, w), x.astype("float64") @ w.T.astype("float64")
+
+
+def convolution(random):
+    x = random.randn(2, 3, 9, 72).astype("float16")
+    w = (random.randn(3, 3, 72, 32) / 25).astype("float16").transpose(3, 2, 0, 1)
+    wide = x.astype("float64"), w.astype("float64")
+    return hopper.conv2d_wgmma(x, w, parts=1), reference.conv2d(*wide, None, stride=1, padding=((1, 1), (1, 1)))
+
+
+def attention(random):
+    q, k, v = (random.randn(1, 1, n, 40).astype("float16") for n in (70, 600, 600))
+    keywords = dict(scale=0.2, mask=None, causal=False)
+    return hopper.attention_wgmma(q, k, v, **keywords), reference.attention(*(a.astype("float64") for a in (q, k, v)), **keywords)
+
+
+CHANGES = {  # what is run, its file, the line, what stands there instead, how it is found
+    "no_fence": (product, "gemm/6_wgmma.cu", "            wgmma_fence();", "", "begins a group of products without a fence"),
+    "too_few_arrivals": (product, "gemm/6_wgmma.cu", "barrier_init(empty + i, CONSUMERS / WARP)", "barrier_init(empty + i, 7)",
+                         "have arrived at a barrier"),
+    "no_wait_for_empty": (convolution, "conv2d/7_wgmma.cu", "if (s >= STAGES) barrier_wait(empty + i, (s / STAGES - 1) % 2);", "",
+                          "arrives at a barrier that waits for nobody"),
+    "bottom_rows_stored": (convolution, "conv2d/7_wgmma.cu", "h >= H || ", "", "a race: y|writes byte"),
+    "values_not_awaited": (attention, "attention/7_wgmma.cu", "barrier_wait(v_full + tile % STAGES, tile / STAGES % 2);", "",
+                           "multiplies what a TMA load has not brought yet"),
+    "values_given_back_early": (attention, "attention/7_wgmma.cu", "        wgmma_wait<0>();\n        keep(sum);\n        leave(v_empty",
+                                "        keep(sum);\n        leave(v_empty", "overwrites what a product under way still reads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_line_of_a_kernel_is_found(name, monkeypatch):
+    run, file, line, instead, message = CHANGES[name]
+    text = source(file)
+    assert text.count(line) == 1
+    instances = tuple(k.all()[0] for k in KERNELS if k.file == file)  # those that are run
+    monkeypatch.setattr(simulator, "library", lambda file: compile_text(text.replace(line, instead), instances))
+    with on_device(Simulator(capability=90)), pytest.raises(SimulatorError, match=message):
+        run(np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("run", [product, convolution, attention])
+def test_the_kernels_as_they_are(run):
+    with on_device(Simulator(capability=90)):
+        y, truth = run(np.random.RandomState(0))
+    assert relative_l2(y, truth) <= 1e-3

@@ -168,7 +168,7 @@ def calls():
     yield "linear", hopper.refuses_odd_widths, (x, w, b), {}
     yield "conv2d", hopper.refuses_other_convolutions, conv_inputs((1, 4, 4, 8), 32, 3, 3), dict(stride=1, padding=ONE)
     yield "upsample_conv2d", hopper.refuses_cut_rows, conv_inputs((1, 4, 4, 8), 32, 3, 3), dict(size=(8, 8))
-    arrays, keywords = attention_inputs(1, 1, 8, 8, 64, False, 1)
+    arrays, keywords = attention_inputs(1, 1, 8, 130, 64, False, 1)
     yield "attention", hopper.refuses_other_attention, arrays, keywords
 
 
@@ -194,11 +194,12 @@ REFUSED = {
     "heads of 40, 64, 80, 160": lambda: refused_attention(D=32),
     "a scale above 0": lambda: refused_attention(scale=-1.0),
     "no mask": lambda: refused_attention(mask=np.zeros((1, 1), "float16")),
+    "the keys are a single tile": lambda: refused_attention(T=77),
 }
 
 
-def refused_attention(D=64, **changes):
-    arrays, keywords = attention_inputs(1, 1, 8, 8, D, False, 1)
+def refused_attention(D=64, T=130, **changes):
+    arrays, keywords = attention_inputs(1, 1, 8, T, D, False, 1)
     return hopper.refuses_other_attention(*arrays, **(keywords | changes))
 
 

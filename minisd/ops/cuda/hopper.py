@@ -156,7 +156,11 @@ def attention_bytes(D: int) -> int:
 
 def refuses_other_attention(q, k, v, *, scale, **kwargs):
     reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
-    return reason or (None if scale > 0 else "looks for the largest score before it is scaled: takes a scale above 0") or refuses_other_gpus()
+    if reason or scale <= 0:
+        return reason or "looks for the largest score before it is scaled: takes a scale above 0"
+    if k.shape[2] <= keys_of_a_tile(q.shape[3]):
+        return "has nothing to overlap: the keys are a single tile"
+    return refuses_other_gpus()
 
 
 @rung("attention", "wgmma", owner="cupy", numerics="fast", refuses=refuses_other_attention)

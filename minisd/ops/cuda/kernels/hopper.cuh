@@ -26,6 +26,7 @@ inline void barriers_are_made() { sim::barriers_are_made(); }
 inline void barrier_expect(Barrier* b, int bytes) { sim::barrier_expect(&b->state, bytes); }
 inline void barrier_arrive(Barrier* b) { sim::barrier_arrive(&b->state); }
 inline void barrier_wait(Barrier* b, int parity) { sim::barrier_wait(&b->state, parity); }
+inline void prefetch_map(const TensorMap&) {}
 template <class... C> inline void tma_load(half* shared, const TensorMap& map, Barrier* b, C... c) {
     sim::tma_load(shared, map, &b->state, {c...});
 }
@@ -64,6 +65,9 @@ __device__ __forceinline__ void barrier_wait(Barrier* b, int parity) {
     asm volatile("{ .reg .pred p; AGAIN: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @p bra DONE; bra AGAIN; DONE: }" ::
                  "r"(shared_address(b)), "r"(parity) : "memory");
 }
+
+// The map itself is on its way before the first box that needs it.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
 // One box of a tensor, its corner at c0 (the innermost axis), c1, …: lands in shared memory some time before b completes its phase.
 // Elements outside of the tensor are zeros, and count as bytes that landed.

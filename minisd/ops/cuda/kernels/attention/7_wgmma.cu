@@ -34,6 +34,7 @@ attention_wgmma(const __grid_constant__ TensorMap q, const __grid_constant__ Ten
     half *ks = qs + Tiles::Q_SIZE, *vs = ks + STAGES * Tiles::K_SIZE;
     Barrier* q_full = reinterpret_cast<Barrier*>(vs + STAGES * Tiles::V_SIZE);
     Barrier *k_full = q_full + 1, *k_empty = k_full + STAGES, *v_full = k_empty + STAGES, *v_empty = v_full + STAGES;
+    if (threadIdx.x == CONSUMERS) prefetch_map(q), prefetch_map(k), prefetch_map(v);
     if (threadIdx.x == 0) {
         barrier_init(q_full, 1);
         for (int i = 0; i < STAGES; i++) {

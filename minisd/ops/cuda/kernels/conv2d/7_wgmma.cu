@@ -30,6 +30,7 @@ conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ Tensor
     const int image0 = box / (across * down) * (Tile::BM / (rows * columns));  // the box's first pixel is x[image0, h0, w0]
     const int blocks = (C + Tile::BK - 1) / Tile::BK;  // of 64 channels: 9 times as many slices, divided among the parts
     const int first = (int)blockIdx.z * 9 * blocks / (int)gridDim.z, slices = ((int)blockIdx.z + 1) * 9 * blocks / (int)gridDim.z - first;
+    if (threadIdx.x == Tile::CONSUMERS) prefetch_map(x), prefetch_map(w);
     Tile tile(shared);
 
     if (threadIdx.x >= Tile::CONSUMERS) {

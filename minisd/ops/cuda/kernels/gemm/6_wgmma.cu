@@ -18,6 +18,7 @@ gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMa
     using Tile = WgmmaTile<BN, false>;
     DYNAMIC_SHARED(char, shared);
     const int m0 = blockIdx.y * Tile::BM, n0 = blockIdx.x * BN, slices = (K + Tile::BK - 1) / Tile::BK;
+    if (threadIdx.x == Tile::CONSUMERS) prefetch_map(x), prefetch_map(w);
     Tile tile(shared);
 
     if (threadIdx.x >= Tile::CONSUMERS) {
