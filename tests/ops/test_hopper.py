@@ -46,6 +46,16 @@ def test_linear(shape):
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", [(260, 320, 72), (300, 256, 264)])
+def test_a_block_makes_one_tile_after_another(shape, monkeypatch):
+    monkeypatch.setattr(hopper, "MULTIPROCESSORS", 1)
+    x, w, b = linear_inputs(*shape)
+    with on_hopper():
+        y = hopper.product_wgmma(x, w, b)
+    assert relative_l2(y, x.astype("float64") @ w.T.astype("float64") + b) <= 1e-3
+
+
+@needs_kernels
 def test_leading_axes_are_rows():
     x, w, b = linear_inputs(6, 8, 16)
     with on_hopper():

@@ -16,6 +16,7 @@ from .tensor_map import TensorMap
 
 CAPABILITY, MULTIPROCESSORS = 90, 132
 BM, BK, STAGES = 128, 64, {128: 3, 160: 4}  # as in wgmma_tile.cuh; STAGES by BN
+BLOCKS = {128: 2, 160: 1}  # that fit on a multiprocessor
 WIDTHS = ((128,), (160,))  # BN
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
@@ -55,7 +56,8 @@ def product_wgmma(x, w, b=None, skip=None):
     if y.size:
         BN = width_for(N)
         maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN, BK), 128)
-        dev.launch(GEMM(BN), (math.ceil(N / BN), math.ceil(M / BM)), THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
+        blocks = min(math.ceil(N / BN) * math.ceil(M / BM), BLOCKS[BN] * MULTIPROCESSORS)
+        dev.launch(GEMM(BN), blocks, THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
     return y
 
 

@@ -1,9 +1,10 @@
 // The block tile that the wgmma rungs of gemm and conv2d share: C [128, BN] = A [128, K] B [K, BN], with K in slices of 64.
 // One thread asks TMA for slices; two warpgroups multiply them, 64 rows each. Between them is a ring of STAGES buffers, each with two
 // barriers: `full` completes a phase when a slice has landed, `empty` when all eight warps have left the buffer. Slice s is the
-// (s / STAGES)-th of its buffer, so it is phase s / STAGES of both barriers that concerns it.
+// (s / STAGES)-th of its buffer, so it is phase s / STAGES of both barriers that concerns it. A block may make one tile after another: the
+// count of slices goes on, and while a result is stored, the first slices of the next tile are on their way.
 // BN = 160 makes one block for nearly every multiprocessor in the UNet, and has four buffers. BN = 128 is for the decoder's many tiles: with
-// three buffers two blocks fit on a multiprocessor, and one multiplies while the other begins or stores.
+// three buffers two blocks fit on a multiprocessor, and one multiplies while the other stores.
 #include "common.cuh"
 #include "hopper.cuh"
 
@@ -15,6 +16,7 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
     float c[BN / 2];
     half* ring;
     Barrier *full, *empty;
+    int begun = 0;  // slices, of this tile and those before
 
     // shared: 1024 bytes more than the ring and its barriers, to begin at a multiple of 1024.
     __device__ __forceinline__ WgmmaTile(char* shared) {
@@ -30,9 +32,9 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
     // For one thread: load(slice, a, b, barrier) asks TMA for A [128, 64] by k and for B.
     template <class Load> __device__ __forceinline__ void produce(int slices, Load load) {
 #pragma unroll 1
-        for (int s = 0; s < slices; s++) {
-            const int i = s % STAGES;
-            if (s >= STAGES) barrier_wait(empty + i, (s / STAGES - 1) % 2);  // the slice before it in this buffer has been multiplied
+        for (int s = 0; s < slices; s++, begun++) {
+            const int i = begun % STAGES;
+            if (begun >= STAGES) barrier_wait(empty + i, (begun / STAGES - 1) % 2);  // the slice before it in this buffer has been multiplied
             barrier_expect(full + i, STAGE * 2);
             load(s, ring + i * STAGE, ring + i * STAGE + A_SIZE, full + i);
         }
@@ -45,20 +47,24 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
         for (int i = 0; i < BN / 2; i++) c[i] = 0.0f;
         keep(c);
 #pragma unroll 1
-        for (int s = 0; s < slices; s++) {
-            const half *a = ring + s % STAGES * STAGE + rows * BK, *b = ring + s % STAGES * STAGE + A_SIZE;
+        for (int s = 0; s < slices; s++, begun++) {
+            const half *a = ring + begun % STAGES * STAGE + rows * BK, *b = ring + begun % STAGES * STAGE + A_SIZE;
             const Descriptor da = descriptor_by_k(a), db = B_BY_N ? descriptor_by_n(b, BK) : descriptor_by_k(b);
-            barrier_wait(full + s % STAGES, s / STAGES % 2);
+            barrier_wait(full + begun % STAGES, begun / STAGES % 2);
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < BK / 16; k++)
                 wgmma<BN, B_BY_N>(c, further(da, k * NEXT_16_BY_K), further(db, k * (B_BY_N ? NEXT_16_BY_N : NEXT_16_BY_K)), true);
             wgmma_commit();
             wgmma_wait<1>();  // the tensor cores have the next slice before the last one is let go
-            if (s > 0 && threadIdx.x % WARP == 0) barrier_arrive(empty + (s - 1) % STAGES);
+            if (s > 0) leave(begun - 1);
         }
         wgmma_wait<0>();
         keep(c);
+        leave(begun - 1);
+    }
+    __device__ __forceinline__ void leave(int slice) {
+        if (threadIdx.x % WARP == 0) barrier_arrive(empty + slice % STAGES);
     }
 
     // f(row, pairs) for every row that this thread holds a part of; pairs(g) calls g(column, C[row, column], C[row, column + 1]).
