@@ -5,6 +5,9 @@
 
 A kernel takes it as `const __grid_constant__ TensorMap x`, 128 bytes by value. Corners of boxes may lie anywhere: what is outside of
 the array arrives as zeros. The kernel names a corner from the innermost axis outwards.       CUDA driver API, `cuTensorMapEncodeTiled`
+
+The manual's example has strides that grow from axis to axis. The driver does not ask for it, and FlashAttention-3 relies on that: it maps
+[S, N, D] with the tokens before the heads.
 """
 
 import ctypes
