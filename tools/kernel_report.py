@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from minisd.ops import cuda  # noqa: E402, F401  declares the kernels
 from minisd.ops.cuda import nvrtc  # noqa: E402
-from minisd.ops.cuda.compile import ARCHITECTURES, compile_instances, resource_report  # noqa: E402
+from minisd.ops.cuda.compile import ARCHITECTURES, compile_instances, resource_report, target  # noqa: E402
 from minisd.ops.cuda.kernel import KERNELS  # noqa: E402
 
 PAGES = sorted((ROOT / "docs" / "kernels").glob("*.md"))
@@ -23,19 +23,25 @@ MARKERS = re.compile(r"(<!-- kernels:(\w+): by tools/kernel_report.py -->\n).*?(
 
 
 def table(op: str, architectures) -> str:
-    """Every instance of the kernels of one folder: registers a thread on each architecture, spilled bytes, static shared memory."""
+    """Every instance of the kernels of one folder: registers a thread on each architecture (–: not for that one), spilled bytes, static
+    shared memory."""
     lines = [f"| kernel | {' | '.join(f'registers, {arch}' for arch in architectures)} | spills | static shared bytes |\n",
              f"|---|{'---:|' * (len(architectures) + 2)}\n"]  # fmt: skip
     for file in sorted({k.file for k in KERNELS if k.file.startswith(f"{op}/")}):
         instances = [i for k in KERNELS if k.file == file for i in k.all()]
         reports = []
         for arch in architectures:
-            _, names, log = compile_instances(file, instances, arch)
+            if not target(file, arch):
+                reports.append({})
+                continue
+            _, names, log = compile_instances(file, instances, target(file, arch))
             found = resource_report(log)
             reports.append({expression: found[name] for expression, name in names.items()})
         for i in instances:
-            used = [report[i.expression] for report in reports]
-            registers = " | ".join(str(u.registers) for u in used)
+            registers = " | ".join(str(r[i.expression].registers) if r else "–" for r in reports)
+            used = [report[i.expression] for report in reports if report]
+            if not used:
+                continue
             lines.append(f"| {file.partition('/')[2]}: `{i.expression}` | {registers} | {max(u.spill_bytes for u in used)} | {used[0].shared_bytes} |\n")
     return f"NVRTC {nvrtc.version()}:\n\n{''.join(lines)}"
 

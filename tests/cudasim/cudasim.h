@@ -7,6 +7,7 @@
 //   - three thread orders (forward, backward, shuffled): without races their results are equal to the last bit
 //   - shared memory ends at a page that cannot be touched, and so do the driver's buffers; g++'s sanitizer traps misaligned vectors,
 //     indices beyond an array and integer overflow
+// Hopper's barriers, copies and products are in cudasim_hopper.h.
 // What it cannot see: bank conflicts, coalescing, memory order between blocks, and a wrong belief about a PTX layout.
 #pragma once
 #include <cmath>
@@ -47,8 +48,9 @@ namespace sim {
 struct Index { unsigned x, y, z; };
 static Index thread_index, block_index, block_size, grid_size;
 
-enum State : uint8_t { RUNNABLE, AT_COLLECTIVE, AT_BARRIER, DONE };
+enum State : uint8_t { RUNNABLE, AT_COLLECTIVE, AT_BARRIER, AT_CONDITION, DONE };
 using Collective = void (*)(void** lanes);  // lanes[i]: what lane i brought, null if it takes no part
+using Condition = bool (*)(int thread);     // whether the thread that waits for it may go on
 
 struct Fiber {
     void* stack_pointer;
@@ -57,6 +59,8 @@ struct Fiber {
     unsigned mask;       // AT_COLLECTIVE: the lanes that take part
     Collective collective;
     void* brought;
+    Condition condition;
+    bool patient;
     const char* place;   // the name of the instruction it waits in
     int line;
 };
@@ -73,7 +77,7 @@ static char *shared_begin, *shared_end;
 static void (*body)(void**);
 static void** body_arguments;
 static unsigned random_state;
-static char failure[512];
+static char failure[1024];
 static uintptr_t fault_address;
 
 static void fail(const char* format, ...) {
@@ -112,6 +116,7 @@ static void resume(int i) {
     cudasim_switch(&scheduler_stack_pointer, fibers[i].stack_pointer);
     current = -1;
 }
+static void begin_hopper(unsigned threads), end_hopper(), describe_barriers(char* text, size_t room);  // cudasim_hopper.h
 static void make_fibers(unsigned count) {
     if (stack_count < count) {
         if (stacks) munmap(stacks, stack_count * STACK);
@@ -121,6 +126,7 @@ static void make_fibers(unsigned count) {
     }
     fibers.assign(count, Fiber{});
     copies.assign(count, {});
+    begin_hopper(count);
     for (unsigned i = 0; i < count; i++) {
         fibers[i].index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
         void** top = (void**)(stacks + (i + 1) * STACK - 64);
@@ -144,6 +150,22 @@ static void collective(unsigned mask, const char* place, int line, Collective op
 static void barrier(int line) {
     fibers[current].place = "__syncthreads", fibers[current].line = line;
     leave(AT_BARRIER);
+}
+
+// Waits until the condition is met. Conditions are looked at when no thread of the block can go on without them: as late as possible.
+// Those of patient threads when the others are of no help either.
+static void wait_for(Condition condition, const char* place, bool patient) {
+    Fiber& f = fibers[current];
+    f.place = place, f.line = 0, f.condition = condition, f.patient = patient;
+    leave(AT_CONDITION);
+}
+static bool release_conditions(bool patient) {
+    bool released = false;
+    for (size_t i = 0; i < fibers.size() && !failure[0]; i++) {
+        Fiber& f = fibers[i];
+        if (f.state == AT_CONDITION && f.patient == patient && f.condition((int)i)) f.state = RUNNABLE, released = true;
+    }
+    return released;
 }
 
 // Runs a warp's collective once every lane of its mask that has not returned has arrived. True if any lane goes on.
@@ -193,7 +215,9 @@ static void report_deadlock() {
         used += snprintf(list + used, sizeof list - used, " thread %zu at %s, line %d;", i, f.place, f.line);
         last = f.place, last_line = f.line;
     }
-    fail("deadlock:%s", list);
+    char barriers[512] = "";
+    describe_barriers(barriers, sizeof barriers);
+    fail("deadlock:%s%s", list, barriers);
 }
 
 static void run_block(int way) {
@@ -213,13 +237,14 @@ static void run_block(int way) {
                 if (way == 2) break;  // the other warps go on before this one does
             }
         }
+        if (!progress && !failure[0]) progress = release_conditions(false) || release_conditions(true);
         int done = 0, waiting = 0;
         const Fiber* first = nullptr;
         for (const Fiber& f : fibers) {
             done += f.state == DONE, waiting += f.state == AT_BARRIER;
             if (!first && f.state == AT_BARRIER) first = &f;
         }
-        if (done == count) return;
+        if (done == count) return end_hopper();
         if (waiting && waiting + done == count) {
             for (Fiber& f : fibers) {
                 if (f.state != AT_BARRIER) continue;
@@ -431,3 +456,5 @@ inline int max(int a, int b) { return a > b ? a : b; }
     extern "C" __attribute__((visibility("default"))) void symbol(const unsigned* size, int way, void** p, char* message, uint64_t* at) { \
         sim::launch(size, way, [](void** q) { sim::unpack<__VA_ARGS__>(__VA_ARGS__, q); }, p, message, at);                          \
     }
+
+#include "cudasim_hopper.h"

@@ -28,14 +28,19 @@ from minisd.ops.cuda import nvrtc
 from minisd.ops.cuda.compile import cache_folder
 from minisd.ops.cuda.device import Device, on_device
 from minisd.ops.cuda.kernel import Instance
+from minisd.ops.cuda.tensor_map import ALIGNMENT, NBYTES, TensorMap
 from minisd.ops.dispatch import RUNGS
 
-HEADER = Path(__file__).with_name("cudasim.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("cudasim.h", "cudasim_hopper.h")]
 FORWARD, BACKWARD, SHUFFLED = range(3)
 FLAGS = ["-std=c++17", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-fsanitize=undefined",
          "-fno-sanitize=vptr,null,return,nonnull-attribute", "-fsanitize-undefined-trap-on-error"]  # fmt: skip
 PAGE = 4096
 READ, WRITE, PRIVATE_ANONYMOUS = 1, 2, 0x22
+MAP = np.dtype({  # sim::TensorMap; axis 0 is the innermost
+    "names": ["base", "stride", "size", "box", "rank", "row_bytes"], "formats": ["u8", ("i8", 5), ("u4", 5), ("u4", 5), "u4", "u4"],
+    "offsets": [0, 8, 48, 68, 88, 92], "itemsize": NBYTES,
+})  # fmt: skip
 
 
 class SimulatorError(AssertionError):
@@ -57,12 +62,14 @@ needs_simulator = [pytest.mark.kernels, pytest.mark.skipif(why_not() is not None
 
 
 class Simulator(Device):
-    """Kernels on the CPU. `ways` are the thread orders of each launch; more than one must give equal bits."""
+    """Kernels on the CPU. `ways` are the thread orders of each launch; more than one must give equal bits. It says that it is a GPU of
+    the given compute capability, 90 for Hopper's kernels.
+    """
 
     array_type = np.ndarray
 
-    def __init__(self, ways=(FORWARD, BACKWARD, SHUFFLED)):
-        self.ways = ways
+    def __init__(self, ways=(FORWARD, BACKWARD, SHUFFLED), capability=0):
+        self.ways, self.capability = ways, capability
         self.launches = []  # the expressions of the kernels that ran
 
     def empty(self, shape, dtype):
@@ -96,7 +103,7 @@ def run_text(f, instance: Instance, grid, block, arguments: list, shared: int, w
     for way in ways:
         with Buffers(instance, arguments, at_end=way != BACKWARD) as buffers:
             size = (ctypes.c_uint * 7)(*grid, *block, shared)
-            message, address = ctypes.create_string_buffer(512), ctypes.c_uint64()
+            message, address = ctypes.create_string_buffer(1024), ctypes.c_uint64()
             f(size, way, buffers.pointers(), message, ctypes.byref(address))
             if message.value:
                 raise SimulatorError(f"{instance.expression}: {message.value.decode()}{buffers.describe(address.value)}")
@@ -132,12 +139,22 @@ class Buffers:
 
     def __enter__(self):
         for parameter, a in zip(self.instance.parameters, self.arguments):
-            self.values.append(self._array(parameter, a) if isinstance(a, np.ndarray) else a)
+            self.values.append(self._map(parameter, a) if parameter.tensor_map else self._array(parameter, a) if isinstance(a, np.ndarray) else a)
         return self
 
     def __exit__(self, *_):
         for _, _, _, start, length in self.maps:
             libc().munmap(start, length)
+
+    def _map(self, parameter, m: TensorMap) -> np.ndarray:
+        """The simulator's struct for a copy of the memory that the mapped view lies in."""
+        a, rank = m.array, m.array.ndim
+        extent = sum((n - 1) * stride for n, stride in zip(a.shape, a.strides)) + a.itemsize
+        struct = aligned(MAP)
+        struct["base"], struct["rank"], struct["row_bytes"] = self._array(parameter, memory(a.ctypes.data, extent)), rank, m.swizzle
+        for name, values in (("stride", a.strides), ("size", a.shape), ("box", m.box)):
+            struct[name][0, :rank] = values[::-1]
+        return struct
 
     def _array(self, parameter, a) -> int:
         room = max(PAGE, -(-a.nbytes // PAGE) * PAGE)
@@ -153,7 +170,8 @@ class Buffers:
 
     def pointers(self):
         """void** to the arguments."""
-        cells = [np.array([0 if v is None else v], np.uint64 if p.pointer else p.dtype) for p, v in zip(self.instance.parameters, self.values)]
+        cells = [v if p.tensor_map else np.array([0 if v is None else v], np.uint64 if p.pointer else p.dtype)
+                 for p, v in zip(self.instance.parameters, self.values)]  # fmt: skip
         self.cells = cells  # kept alive
         return (ctypes.c_void_p * len(cells))(*(c.ctypes.data for c in cells))
 
@@ -174,6 +192,13 @@ class Buffers:
             if start <= address < start + length:
                 return f" byte {address - begin} of {p.name}, which has {n} bytes" + (" and is const" if p.const else "")
         return ""
+
+
+def aligned(dtype: np.dtype) -> np.ndarray:
+    """One element of zeros at an address that is a multiple of ALIGNMENT."""
+    room = np.zeros(dtype.itemsize + ALIGNMENT, np.uint8)
+    begin = -room.ctypes.data % ALIGNMENT
+    return room[begin : begin + dtype.itemsize].view(dtype)
 
 
 def memory(address: int, nbytes: int) -> np.ndarray:
@@ -210,15 +235,17 @@ def compile_text(text: str, instances: tuple[Instance, ...]) -> ctypes.CDLL:
 
 @cache
 def header_folder() -> Path:
-    """A folder of the cache for this header and these flags, with the header compiled in advance."""
+    """A folder of the cache for these headers and flags, with the headers compiled in advance."""
     include = nvrtc.include_folder()
     release = (include / "cuda_fp16.h").read_bytes()
     version = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
-    key = hashlib.sha256(b"\0".join([HEADER.read_bytes(), release, version, *(f.encode() for f in FLAGS)])).hexdigest()[:24]
+    parts = [*(h.read_bytes() for h in HEADERS), release, version, *(f.encode() for f in FLAGS)]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     folder = cache_folder() / f"cudasim-{key}"
     if not (folder / "cudasim.h.gch").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(HEADER, folder / "cudasim.h")
+        for header in HEADERS:
+            shutil.copyfile(header, folder / header.name)
         gxx(["-x", "c++-header", "cudasim.h"], folder / "cudasim.h.gch", folder)
     return folder
 

@@ -6,38 +6,15 @@ import numpy as np
 import pytest
 
 from minisd.ops.cuda.device import on_device
-from minisd.ops.cuda.kernel import FOLDER, instantiate, source
+from minisd.ops.cuda.kernel import FOLDER, source
 from minisd.ops.cuda.norm import GROUP_SHUFFLES, group_norm_shuffles
 from tests.cudasim import simulator
+from tests.cudasim.conftest import array
 from tests.cudasim.simulator import BACKWARD, FORWARD, SHUFFLED, Simulator, SimulatorError, compile_text, needs_simulator, run_text
 from tests.numerics import relative_l2
 
 pytestmark = needs_simulator
 WAYS = (FORWARD, BACKWARD, SHUFFLED)
-
-
-@pytest.fixture
-def launch(tmp_path):
-    """launch(text, *args, …): compiles the kernel `toy` in `text` and runs it; lists become float32 arrays."""
-
-    def run(text, *args, grid=1, block=32, shared=0, ways=WAYS):
-        path = tmp_path / "toy.cu"
-        path.write_text(text, encoding="utf-8")
-        simulator.kernels.source.cache_clear()
-        instantiate.cache_clear()
-        instance = instantiate(str(path), "toy", ())
-        f = getattr(compile_text(source(str(path)), (instance,)), simulator.symbol(instance))
-        arguments = [np.array(a, "float32") if isinstance(a, list) else p.dtype.type(a) if not p.pointer else a
-                     for p, a in zip(instance.parameters, args)]  # fmt: skip
-        run_text(f, instance, (grid, 1, 1), (block, 1, 1), arguments, shared, ways)
-        return arguments
-
-    return run
-
-
-def array(*shape, fill=np.nan, dtype="float32"):
-    return np.full(shape, fill, dtype)
-
 
 # ----- barriers and shared memory ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from minisd.ops.cuda import device as module
 from minisd.ops.cuda.compile import Cubin, Resources
 from minisd.ops.cuda.device import CuPyDevice, Device, device, on_device
 from minisd.ops.cuda.norm import GROUP_NAIVE, group_norm_naive
+from minisd.ops.cuda.tensor_map import TensorMap
 
 INSTANCE = GROUP_NAIVE("half")
 OPTIONAL = module.Parameter("b", np.dtype("float16"), pointer=True, const=True, optional=True)
@@ -90,6 +91,33 @@ def test_sizes_that_some_gpu_lacks_are_refused(size, message):
         launch(arguments(), **size)
 
 
+def test_a_gpu_with_more_shared_memory_gives_more():
+    recorder = Recorder()
+    recorder.capability = 90
+    recorder.launch(INSTANCE, 1, 32, *arguments(), shared=227 << 10)
+    with pytest.raises(ContractError, match="bytes of shared memory, of 232448"):
+        recorder.launch(INSTANCE, 1, 32, *arguments(), shared=228 << 10)
+
+
+MAPPED = module.Instance("toy.cu", "toy", (module.Parameter("x", np.dtype("float16"), False, True, False, tensor_map=True),))
+X = np.ones((4, 64), "float16")
+
+
+def test_a_tensor_map_is_handed_on():
+    m = TensorMap(X, (4, 64), 128)
+    assert module.bind(MAPPED, (m,), np.ndarray) == [m]
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [(X, "x is a numpy.ndarray, not a TensorMap"), (TensorMap(X.astype("float32"), (4, 32), 128), "x maps float32, the kernel reads float16"),
+     (TensorMap([1], (4, 32), 128), "x maps a builtins array, not a numpy one"), (TensorMap(X, (4, 32), 128), r"x has a box \(4, 32\)")],
+)  # fmt: skip
+def test_a_wrong_map_is_refused_by_name(argument, message):
+    with pytest.raises(ContractError, match=f"kernel toy: {message}"):
+        module.bind(MAPPED, (argument,), np.ndarray)
+
+
 def test_a_grid_of_no_blocks_is_nothing_to_do():
     assert launch(arguments(), grid=(0, 2)) == []
 
@@ -137,6 +165,14 @@ def test_cupy_gets_the_cubin_of_its_gpu_once(gpu):
     (grid, block, args), keywords = gpu.calls[0]
     assert (grid, block, keywords) == ((2, 1, 1), (256, 1, 1), {"shared_mem": 0})
     assert len(args) == 9 and type(args[-2]) is np.float32
+
+
+def test_cupy_gets_the_drivers_struct_for_a_map(gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "encoded", lambda *args: asked.append(args) or "struct")
+    array = SimpleNamespace(data=SimpleNamespace(ptr=4096), shape=(4, 64), strides=(128, 2))
+    gpu.device.run(MAPPED, (1, 1, 1), (1, 1, 1), [TensorMap(array, (4, 64), 128)], 0)
+    assert asked == [(4096, (4, 64), (128, 2), (4, 64), 128)] and gpu.calls[0][0][2] == ("struct",) and gpu.device.capability == 90
 
 
 def test_a_gpu_that_is_too_old_is_named(gpu):

@@ -8,7 +8,7 @@ import pytest
 
 from minisd.errors import ContractError
 from minisd.ops import cuda  # noqa: F401  declares the kernels
-from minisd.ops.cuda.kernel import FOLDER, HEADER_FIELDS, KERNELS, Kernel, header, instantiate, source
+from minisd.ops.cuda.kernel import FOLDER, HEADER_FIELDS, KERNELS, Kernel, for_hopper, header, instantiate, source
 
 FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.glob("*/*.cu"))
 every_file = pytest.mark.parametrize("file", FILES)
@@ -89,6 +89,17 @@ def test_the_signature_is_read_off_the_text(toy):
     ]  # fmt: skip
     assert instantiate(toy, "toy", ("float", 8)).parameters[0].dtype == np.float32
     assert instantiate(toy, "toy", ("float", True)).expression == "toy<float, true>"
+
+
+def test_a_tensor_map_is_a_parameter_of_its_own_kind(tmp_path):
+    path = tmp_path / "boxes.cu"
+    path.write_text("__global__ void __launch_bounds__(384, 1)\nboxes(const __grid_constant__ TensorMap x, half* y) {}", encoding="utf-8")
+    x, y = instantiate(str(path), "boxes", ()).parameters
+    assert (x.name, x.dtype.name, x.pointer, x.const, x.tensor_map) == ("x", "float16", False, True, True) and not y.tensor_map
+
+
+def test_files_for_hopper_are_known_by_what_they_include():
+    assert for_hopper("gemm/6_wgmma.cu") and not for_hopper("gemm/4_mma.cu")
 
 
 def test_a_kernel_that_is_not_there(toy):

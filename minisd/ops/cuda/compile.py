@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from ...errors import ResourceError
 from . import nvrtc
-from .kernel import Instance, source
+from .kernel import Instance, for_hopper, source
 
 log = logging.getLogger("minisd")
 OPTIONS = ("-std=c++17", "-Xptxas=-v", "-lineinfo", "-default-device")
@@ -58,6 +59,11 @@ def _headers_hash() -> str:
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in ("cuda_fp16.h", "cuda_fp16.hpp"))).hexdigest()
 
 
+def target(file: str, arch: str) -> str | None:
+    """What a file is compiled for on a GPU of `arch`: that, or "sm_90a" for Hopper's own instructions; None where there are none."""
+    return ("sm_90a" if arch == "sm_90" else None) if for_hopper(file) else arch
+
+
 def cache_key(instance: Instance, arch: str) -> str:
     """The hash of everything that the cubin depends on."""
     parts = (source(instance.file), instance.expression, arch, *OPTIONS, nvrtc.version(), _headers_hash())
@@ -65,7 +71,10 @@ def cache_key(instance: Instance, arch: str) -> str:
 
 
 def build(instance: Instance, arch: str) -> Cubin:
-    """The cubin of one kernel instance for "sm_90" and the like: from the cache, else compiled. No GPU is needed."""
+    """The cubin of one kernel instance for a GPU of "sm_90" and the like: from the cache, else compiled. No GPU is needed."""
+    wanted, arch = arch, target(instance.file, arch)
+    if arch is None:
+        raise ResourceError(f"{instance.expression} cannot run on {wanted}", "it is made of instructions that only sm_90 has", "use another rung")
     stem = cache_folder() / f"{re.sub(r'[^0-9A-Za-z]+', '_', instance.expression)}-{arch}-{cache_key(instance, arch)}"
     path, report = stem.with_suffix(".cubin"), stem.with_suffix(".json")
     if not (path.exists() and report.exists()):
@@ -80,7 +89,7 @@ def build(instance: Instance, arch: str) -> Cubin:
 
 
 def compile_instances(file: str, instances: list[Instance], arch: str) -> tuple[bytes, dict[str, str], str]:
-    """Several instances of one file in one program -> (cubin, {expression: mangled name}, log)."""
+    """Several instances of one file in one program, for "sm_90", "sm_90a" and the like -> (cubin, {expression: mangled name}, log)."""
     options = [f"-arch={arch}", *OPTIONS, f"-I{nvrtc.include_folder()}"]
     return nvrtc.compile_program(source(file), file, [i.expression for i in instances], options)
 

@@ -16,9 +16,11 @@ import numpy as np
 from ...errors import ContractError, ResourceError
 from .compile import build
 from .kernel import Instance, Parameter
+from .tensor_map import TensorMap, encoded
 
 MAX_THREADS = 1024
-MAX_SHARED = 99 << 10  # bytes that a block may have on every architecture from sm_80 on; some have more
+MAX_SHARED = 99 << 10  # bytes that a block may have on every architecture from sm_80 on
+SHARED = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # by compute capability, where it is more
 DEFAULT_SHARED = 48 << 10  # more than this has to be asked for
 ALIGNMENT = 16  # bytes of a vector load; the pool's own arrays have 512, a view of some rows may have 2
 OLDEST = 80  # compute capability
@@ -30,6 +32,7 @@ class Device(ABC):
 
     array_type: type
     multiprocessors: int = 132  # an H100's, where no GPU says how many; launchers cut the work so that all of them have some
+    capability: int = 0  # 90 for 9.0; 0: of no GPU in particular, with what they all have
 
     @abstractmethod
     def empty(self, shape, dtype):
@@ -49,7 +52,8 @@ class Device(ABC):
         arguments = bind(instance, args, self.array_type)
         _expect(all(d > 0 for d in block) and math.prod(block) <= MAX_THREADS, instance, f"a block of {block} threads")
         _expect(all(0 <= d <= limit for d, limit in zip(grid, MAX_GRID)), instance, f"a grid of {grid} blocks")
-        _expect(0 <= shared <= MAX_SHARED, instance, f"{shared} bytes of shared memory, of {MAX_SHARED}")
+        limit = SHARED.get(self.capability, MAX_SHARED)
+        _expect(0 <= shared <= limit, instance, f"{shared} bytes of shared memory, of {limit}")
         if math.prod(grid):  # an empty array is nothing to do, not an error
             self.run(instance, grid, block, arguments, shared)
 
@@ -61,10 +65,12 @@ def three(size) -> tuple[int, int, int]:
 
 
 def bind(instance: Instance, args: tuple, array_type: type) -> list:
-    """The arguments of a launch as the kernel wants them: arrays of `array_type` untouched, numbers as NumPy scalars, None for null."""
+    """The arguments of a launch as the kernel wants them: arrays of `array_type` and tensor maps of them untouched, numbers as NumPy
+    scalars, None for null."""
     wanted = instance.parameters
     _expect(len(args) == len(wanted), instance, f"{len(args)} arguments for ({', '.join(p.name for p in wanted)})")
-    return [_array(instance, p, a, array_type) if p.pointer else _number(instance, p, a) for p, a in zip(wanted, args)]
+    return [_map(instance, p, a, array_type) if p.tensor_map else _array(instance, p, a, array_type) if p.pointer else _number(instance, p, a)
+            for p, a in zip(wanted, args)]  # fmt: skip
 
 
 def _array(instance: Instance, p: Parameter, a, array_type: type):
@@ -74,6 +80,15 @@ def _array(instance: Instance, p: Parameter, a, array_type: type):
     _expect(isinstance(a, array_type), instance, f"{p.name} is a {type(a).__module__}.{type(a).__name__}, not a {array_type.__module__} array")
     _expect(a.dtype == p.dtype, instance, f"{p.name} is {a.dtype}, the kernel reads {p.dtype}")
     _expect(a.flags.c_contiguous, instance, f"{p.name} {a.shape} is not contiguous")
+    return a
+
+
+def _map(instance: Instance, p: Parameter, a, array_type: type):
+    _expect(isinstance(a, TensorMap), instance, f"{p.name} is a {type(a).__module__}.{type(a).__name__}, not a TensorMap")
+    _expect(isinstance(a.array, array_type), instance, f"{p.name} maps a {type(a.array).__module__} array, not a {array_type.__module__} one")
+    _expect(a.array.dtype == p.dtype, instance, f"{p.name} maps {a.array.dtype}, the kernel reads {p.dtype}")
+    problem = a.problem()
+    _expect(problem is None, instance, f"{p.name} {problem}")
     return a
 
 
@@ -109,6 +124,10 @@ class CuPyDevice(Device):
             self.processors[gpu.id] = gpu.attributes["MultiProcessorCount"]
         return self.processors[gpu.id]
 
+    @property
+    def capability(self) -> int:
+        return int(self.cupy.cuda.Device().compute_capability)
+
     def empty(self, shape, dtype):
         return self.cupy.empty(shape, dtype)
 
@@ -117,7 +136,7 @@ class CuPyDevice(Device):
         return x if x.data.ptr % ALIGNMENT == 0 else x.copy()
 
     def run(self, instance, grid, block, arguments, shared):
-        self.function(instance, shared)(grid, block, tuple(np.uintp(0) if a is None else a for a in arguments), shared_mem=shared)
+        self.function(instance, shared)(grid, block, tuple(map(_for_cupy, arguments)), shared_mem=shared)
 
     def function(self, instance: Instance, shared: int):
         """The kernel, compiled and loaded at its first use on this kind of GPU."""
@@ -133,6 +152,12 @@ class CuPyDevice(Device):
         if shared > DEFAULT_SHARED and f.max_dynamic_shared_size_bytes < shared:
             f.max_dynamic_shared_size_bytes = shared
         return f
+
+
+def _for_cupy(a):
+    if isinstance(a, TensorMap):
+        return encoded(a.array.data.ptr, a.array.shape, a.array.strides, a.box, a.swizzle)
+    return np.uintp(0) if a is None else a
 
 
 _DEVICE: ContextVar[Device | None] = ContextVar("minisd_cuda_device", default=None)

@@ -39,6 +39,11 @@ def _inlined(file: str, seen: set) -> str:
     return "\n".join(lines)
 
 
+def for_hopper(file: str) -> bool:
+    """Whether a file is for compute capability 9.0 and no other: it uses the instructions of hopper.cuh."""
+    return '#line 1 "hopper.cuh"' in source(file)
+
+
 def header(file: str) -> dict:
     """The header block of a kernel file: Idea, Differs (from the rung below), Work split, Global traffic, Limits, Numerics, Source."""
     fields, name = {}, None
@@ -54,13 +59,14 @@ def header(file: str) -> dict:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of a kernel: a pointer to an array of `dtype`, or a number of it."""
+    """One argument of a kernel: a pointer to an array of `dtype`, a number of it, or a tensor map of such an array (`tensor_map.py`)."""
 
     name: str
     dtype: np.dtype
     pointer: bool
     const: bool  # the kernel does not write to it
     optional: bool  # null is allowed
+    tensor_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,10 @@ def _declaration(file: str, name: str) -> tuple[list[str], list[str]]:
 
 
 def _parameter(text: str, types: dict) -> Parameter:
-    """`const T* __restrict__ x`, `half* y`, `const float* OPTIONAL b` or `int n`."""
+    """`const T* __restrict__ x`, `half* y`, `const float* OPTIONAL b`, `int n` or `const __grid_constant__ TensorMap x`."""
+    mapped = re.fullmatch(r"const __grid_constant__ TensorMap (\w+)", text)
+    if mapped:
+        return Parameter(mapped[1], TYPES["half"], pointer=False, const=True, optional=False, tensor_map=True)
     found = re.fullmatch(r"(const )?(\w+)(\*)?((?: __restrict__| OPTIONAL)*) (\w+)", text)
     if not found or found[2] not in types:
         raise ContractError(f"the kernel parameter `{text}` cannot be read", "", f"write `const T* __restrict__ name`; types: {', '.join(types)}")

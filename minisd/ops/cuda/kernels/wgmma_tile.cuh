@@ -1,0 +1,87 @@
+// The block tile that the wgmma rungs of gemm and conv2d share: C [128, BN] = A [128, K] B [K, BN], with K in slices of 64.
+// One thread asks TMA for slices; two warpgroups multiply them, 64 rows each. Between them is a ring of STAGES buffers, each with two
+// barriers: `full` completes a phase when a slice has landed, `empty` when all eight warps have left the buffer. Slice s is the
+// (s / STAGES)-th of its buffer, so it is phase s / STAGES of both barriers that concerns it. A block may make one tile after another: the
+// count of slices goes on, and while a result is stored, the first slices of the next tile are on their way.
+// BN = 160 makes one block for nearly every multiprocessor in the UNet, and has four buffers. BN = 128 is for the decoder's many tiles: with
+// three buffers two blocks fit on a multiprocessor, and one multiplies while the other stores.
+#include "common.cuh"
+#include "hopper.cuh"
+
+// B_BY_N: B's rows in memory are k (as in a convolution's weights), else they are n (a linear layer's).
+template <int BN_, bool B_BY_N> struct WgmmaTile {
+    static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 128 ? 3 : 4, CONSUMERS = 256, THREADS = CONSUMERS + WARP;
+    static constexpr int A_SIZE = BM * BK, B_SIZE = BN * BK, STAGE = A_SIZE + B_SIZE;  // in halves
+
+    float c[BN / 2];
+    half* ring;
+    Barrier *full, *empty;
+    int begun = 0;  // slices, of this tile and those before
+
+    // shared: 1024 bytes more than the ring and its barriers, to begin at a multiple of 1024.
+    __device__ __forceinline__ WgmmaTile(char* shared) {
+        ring = reinterpret_cast<half*>(shared + (1024 - shared_address(shared) % 1024));
+        full = reinterpret_cast<Barrier*>(ring + STAGES * STAGE), empty = full + STAGES;
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, CONSUMERS / WARP);
+            barriers_are_made();
+        }
+        __syncthreads();
+    }
+
+    // For one thread: load(slice, a, b, barrier) asks TMA for A [128, 64] by k and for B.
+    template <class Load> __device__ __forceinline__ void produce(int slices, Load load) {
+#pragma unroll 1
+        for (int s = 0; s < slices; s++, begun++) {
+            const int i = begun % STAGES;
+            if (begun >= STAGES) barrier_wait(empty + i, (begun / STAGES - 1) % 2);  // the slice before it in this buffer has been multiplied
+            barrier_expect(full + i, STAGE * 2);
+            load(s, ring + i * STAGE, ring + i * STAGE + A_SIZE, full + i);
+        }
+    }
+
+    // For the two warpgroups.
+    __device__ __forceinline__ void consume(int slices) {
+        const int rows = threadIdx.x / 128 * 64;
+#pragma unroll
+        for (int i = 0; i < BN / 2; i++) c[i] = 0.0f;
+        keep(c);
+#pragma unroll 1
+        for (int s = 0; s < slices; s++, begun++) {
+            const half *a = ring + begun % STAGES * STAGE + rows * BK, *b = ring + begun % STAGES * STAGE + A_SIZE;
+            const Descriptor da = descriptor_by_k(a), db = B_BY_N ? descriptor_by_n(b, BK) : descriptor_by_k(b);
+            barrier_wait(full + begun % STAGES, begun / STAGES % 2);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < BK / 16; k++)
+                wgmma<BN, B_BY_N>(c, further(da, k * NEXT_16_BY_K), further(db, k * (B_BY_N ? NEXT_16_BY_N : NEXT_16_BY_K)), true);
+            wgmma_commit();
+            wgmma_wait<1>();  // the tensor cores have the next slice before the last one is let go
+            if (s > 0) leave(begun - 1);
+        }
+        wgmma_wait<0>();
+        keep(c);
+        leave(begun - 1);
+    }
+    __device__ __forceinline__ void leave(int slice) {
+        if (threadIdx.x % WARP == 0) barrier_arrive(empty + slice % STAGES);
+    }
+
+    // f(row, pairs) for every row that this thread holds a part of; pairs(g) calls g(column, C[row, column], C[row, column + 1]).
+    template <class F> __device__ __forceinline__ void each_row(F f) {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            f(threadIdx.x / WARP * 16 + lane / 4 + h * 8, [&](auto g) {
+#pragma unroll
+                for (int j = 0; j < BN / 8; j++) g(j * 8 + lane % 4 * 2, c[4 * j + 2 * h], c[4 * j + 2 * h + 1]);
+            });
+    }
+};
+
+// Adds two neighbouring numbers of a row, stores two.
+__device__ __forceinline__ void add_two(const half* p, float& v0, float& v1) {
+    const float2 more = __half22float2(*reinterpret_cast<const __half2*>(p));
+    v0 += more.x, v1 += more.y;
+}
+__device__ __forceinline__ void store_two(half* p, float v0, float v1) { *reinterpret_cast<__half2*>(p) = __floats2half2_rn(v0, v1); }
