@@ -19,7 +19,21 @@ TILES = Kernel("attention/3_tiles.cu", "attention_tiles", TYPES_AND_COLUMNS)
 FLASH_WIDTHS = (40, 64, 80, 160)
 FLASH = Kernel("attention/4_flash.cu", "attention_flash", tuple((D,) for D in FLASH_WIDTHS))
 
+# Head width: (warps, 16-query tiles a warp, keys a tile, stages of the ring), from the most queries a block to the fewest. The launcher takes the
+# first that gives WANTED_BLOCKS; the others are prepared for `tools/gpu_report.py`, which may measure any of them through `tuned_by`.
+TUNED_VARIANTS = {
+    40: ((4, 2, 32, 2), (4, 2, 64, 2), (8, 1, 64, 2), (4, 1, 64, 3)),
+    64: ((4, 2, 32, 3), (4, 2, 64, 2), (4, 1, 64, 2)),
+    80: ((4, 2, 32, 2), (8, 1, 64, 2), (4, 1, 64, 2)),
+    160: ((4, 1, 32, 2), (2, 1, 64, 2), (2, 1, 32, 2)),
+}
+TUNED = Kernel("attention/5_tuned.cu", "attention_tuned", tuple((D, *v) for D, variants in TUNED_VARIANTS.items() for v in variants))
+FEW_KEYS = Kernel("attention/6_few_keys.cu", "attention_few_keys", tuple((D,) for D in FLASH_WIDTHS))
+
 MOST_KEYS = 24000  # scores of one query in the shared memory of the naive rung
+FEW = 80  # keys that the rung for prompts keeps: 77, in fragments of 16
+MULTIPROCESSORS = 132  # of an H100
+WANTED_BLOCKS = 198  # of the tuned rung: one and a half for each of them
 
 
 def refuses_mask(q, k, v, *, scale, mask, causal):
@@ -52,13 +66,13 @@ def columns_for(D: int) -> int:
     return next(c for c in COLUMNS if D <= 32 * c)
 
 
-def _launch(instance, q, k, v, *, rows, widths, scale, causal, shared=0):
-    """One block of 128 threads for `rows` queries of a head. widths: the head width, where the kernel is told it."""
+def _launch(instance, q, k, v, *, rows, widths, scale, causal, threads=128, shared=0):
+    """One block for `rows` queries of a head. widths: the head width, where the kernel is told it."""
     dev = device()
     q, k, v = tokens(q, k, v)
     B, S, N, _ = q.shape
     y = dev.empty(q.shape, q.dtype)
-    dev.launch(instance, (math.ceil(S / rows), N, B), 128, q, k, v, y, N, S, k.shape[1], *widths, scale, int(causal), shared=shared)
+    dev.launch(instance, (math.ceil(S / rows), N, B), threads, q, k, v, y, N, S, k.shape[1], *widths, scale, int(causal), shared=shared)
     return y.transpose(0, 2, 1, 3)
 
 
@@ -97,3 +111,59 @@ def flash(q, k, v, *, scale, mask, causal):
     """
     D = q.shape[3]
     return _launch(FLASH(D), q, k, v, rows=64, widths=(), scale=scale * math.log2(math.e), causal=causal, shared=flash_bytes(D))
+
+
+def refuses_negative_scale(q, k, v, *, scale, **kwargs):
+    return refuses_other_widths(q, k, v, scale=scale, **kwargs) or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
+
+
+def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]:
+    """The variant with the most queries a block that still gives every multiprocessor work; else the one with the fewest."""
+    variants = TUNED_VARIANTS[D]
+    return next((v for v in variants if heads * math.ceil(queries / (16 * v[0] * v[1])) >= WANTED_BLOCKS), variants[-1])
+
+
+def tuned_bytes(D: int, variant) -> int:
+    """Shared memory of a variant: its stages of keys and values."""
+    _, _, keys, stages = variant
+    return 4 * stages * keys * D
+
+
+def tuned_by(variant, q, k, v, *, scale, causal):
+    """Attention by one of TUNED_VARIANTS[D]."""
+    warps, tiles_of_queries, _, _ = variant
+    D = q.shape[3]
+    return _launch(TUNED(D, *variant), q, k, v, rows=16 * warps * tiles_of_queries, widths=(), scale=scale * math.log2(math.e), causal=causal,
+                   threads=32 * warps, shared=tuned_bytes(D, variant))  # fmt: skip
+
+
+@rung("attention", "tuned", owner="cupy", numerics="fast", refuses=refuses_negative_scale)
+def tuned(q, k, v, *, scale, mask, causal):
+    """CUDA: Flash attention with up to 32 queries a warp, keys and values in a swizzled ring, each awaited when it is needed.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    B, N, S, D = q.shape
+    return tuned_by(tuned_variant(D, B * N, S), q, k, v, scale=scale, causal=causal)
+
+
+def refuses_more_keys(q, k, v, **kwargs):
+    return refuses_negative_scale(q, k, v, **kwargs) or (f"keeps at most {FEW} keys" if k.shape[2] > FEW else None)
+
+
+def few_keys_blocks(heads: int, queries: int) -> int:
+    """Blocks of a head: about four for each multiprocessor in all, and as many tiles of 64 queries for each."""
+    tiles_of_queries = math.ceil(queries / 64)
+    each = math.ceil(tiles_of_queries / max(1, 4 * MULTIPROCESSORS // heads))
+    return math.ceil(tiles_of_queries / each)
+
+
+@rung("attention", "few_keys", owner="cupy", numerics="fast", refuses=refuses_more_keys)
+def few_keys(q, k, v, *, scale, mask, causal):
+    """CUDA: the 77 keys and values of a prompt stay in shared memory while the queries pass; one softmax, nothing to rescale.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    B, N, S, D = q.shape
+    rows = math.ceil(S / few_keys_blocks(B * N, S)) if S else 1
+    return _launch(FEW_KEYS(D), q, k, v, rows=rows, widths=(), scale=scale * math.log2(math.e), causal=causal, shared=4 * FEW * D)
