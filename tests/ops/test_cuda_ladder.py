@@ -24,6 +24,9 @@ SKIPPED = {"embedding", "upsample_nearest", "feed_forward"}  # ops without a ker
 
 OTHER_SHAPES = {  # rungs whose widths are not among the cases
     ("attention", "flash"): "test_cuda_attention.py",
+    ("attention", "tuned"): "test_cuda_attention.py",
+    ("attention", "few_keys"): "test_cuda_attention.py",
+    ("softmax", "vectors"): "test_cuda_activation.py",
     ("geglu", "vectors"): "test_cuda_activation.py",
 }
 

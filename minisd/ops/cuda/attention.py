@@ -25,7 +25,7 @@ TUNED_VARIANTS = {
     40: ((4, 2, 32, 2), (4, 2, 64, 2), (8, 1, 64, 2), (4, 1, 64, 3)),
     64: ((4, 2, 32, 3), (4, 2, 64, 2), (4, 1, 64, 2)),
     80: ((4, 2, 32, 2), (8, 1, 64, 2), (4, 1, 64, 2)),
-    160: ((4, 1, 32, 2), (2, 1, 64, 2), (2, 1, 32, 2)),
+    160: ((4, 1, 32, 2), (2, 1, 32, 2), (2, 1, 64, 2)),
 }
 TUNED = Kernel("attention/5_tuned.cu", "attention_tuned", tuple((D, *v) for D, variants in TUNED_VARIANTS.items() for v in variants))
 SCORES = Kernel("softmax/4_scores.cu", "softmax_scores", HALF_OR_FLOAT)
@@ -165,8 +165,8 @@ def refuses_negative_scale(q, k, v, *, scale, **kwargs):
 
 def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]:
     """The variant with the most queries a block that still gives every multiprocessor work; else the one with the fewest."""
-    variants = TUNED_VARIANTS[D]
-    return next((v for v in variants if heads * math.ceil(queries / (16 * v[0] * v[1])) >= WANTED_BLOCKS), variants[-1])
+    variants, rows = TUNED_VARIANTS[D], lambda v: 16 * v[0] * v[1]
+    return next((v for v in variants if heads * math.ceil(queries / rows(v)) >= WANTED_BLOCKS), min(variants, key=rows))
 
 
 def tuned_bytes(D: int, variant) -> int:
