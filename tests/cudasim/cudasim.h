@@ -391,6 +391,10 @@ static void mma_16x8x16(float* c, const unsigned* a, const unsigned* b) {
     Mma mine{c, a, b};
     collective(~0u, "mma", 0, mma_of_a_warp, &mine);
 }
+static void mma_16x8x8(float* c, const unsigned* a, unsigned b) {  // the deeper one, with zeros for the eight columns that are missing
+    const unsigned deeper_a[4] = {a[0], a[1], 0, 0}, deeper_b[2] = {b, 0};
+    mma_16x8x16(c, deeper_a, deeper_b);
+}
 
 struct MatrixLoad { unsigned* r; int matrices; bool transposed; const half* row; };
 

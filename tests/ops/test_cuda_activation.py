@@ -14,7 +14,7 @@ from tests.numerics import assert_faithful, relative_l2
 
 pytestmark = needs_simulator
 GEGLU = {"naive": activation.geglu_naive, "vectors": activation.geglu_vectors}
-SOFTMAX = {"naive": activation.softmax_naive, "warp": activation.softmax_warp}
+SOFTMAX = {"naive": activation.softmax_naive, "warp": activation.softmax_warp, "vectors": activation.softmax_vectors}
 
 
 def run(f, *args):
@@ -53,11 +53,23 @@ def test_geglu_vectors_refuse_ragged_halves():
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax_of_long_rows_with_holes(name, dtype):
-    x = (5 * np.random.RandomState(0).randn(9, 300)).astype(dtype)
+    x = (5 * np.random.RandomState(0).randn(9, 304)).astype(dtype)
     x[2, ::2] = -math.inf
     x[3, 1:] = -math.inf
     truth = reference.softmax(x.astype("float64"))
     assert_faithful(run(SOFTMAX[name], x), truth, reference.softmax(x), name=name)
+
+
+@pytest.mark.parametrize("dtype, n", [("float16", 2560), ("float32", 1280), ("float16", 8)])
+def test_softmax_of_rows_that_fill_the_registers(dtype, n):
+    x = (5 * np.random.RandomState(0).randn(5, n)).astype(dtype)
+    assert_faithful(run(activation.softmax_vectors, x), reference.softmax(x.astype("float64")), reference.softmax(x), name=f"{n}")
+
+
+def test_softmax_vectors_refuse_ragged_and_long_rows():
+    refuses = next(r.refuses for r in RUNGS["softmax"] if r.name == "vectors")
+    assert "a multiple of 8" in refuses(np.zeros((3, 77), "float16")) and "at most 2560" in refuses(np.zeros((3, 4096), "float16"))
+    assert refuses(np.zeros((3, 80), "float16")) is None and refuses(np.zeros((3, 1280), "float32")) is None
 
 
 @pytest.mark.parametrize("dtype, bound", [("float16", 1e-3), ("float32", 1e-7)])

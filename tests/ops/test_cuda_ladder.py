@@ -24,6 +24,9 @@ SKIPPED = {"embedding", "upsample_nearest"}  # ops without a kernel of their own
 
 OTHER_SHAPES = {  # rungs whose widths are not among the cases, or which are for another GPU than the simulator says it is
     ("attention", "flash"): "test_cuda_attention.py",
+    ("attention", "tuned"): "test_cuda_attention.py",
+    ("attention", "few_keys"): "test_cuda_attention.py",
+    ("softmax", "vectors"): "test_cuda_activation.py",
     ("geglu", "vectors"): "test_cuda_activation.py",
     ("feed_forward", "geglu_epilogue"): "test_feed_forward.py",
     ("conv2d", "split_k"): "test_cuda_conv2d.py",

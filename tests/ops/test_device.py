@@ -1,5 +1,6 @@
 """The typed launch: what it refuses, what it hands on, and how it speaks to CuPy (a stand-in here: there is no GPU)."""
 
+import ctypes
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,3 +204,69 @@ def test_null_is_a_zero_for_cupy(gpu):
     gpu.device.run(INSTANCE, (1, 1, 1), (1, 1, 1), [None], 0)
     (_, _, (null,)), _ = gpu.calls[0]
     assert null == 0 and null.dtype == np.uintp
+
+
+# ----- the product of halves -----------------------------------------------------------------------------------------------------
+
+
+class Resident(np.ndarray):
+    """An array that has its address where CuPy's have it."""
+
+    data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))
+
+
+def resident(a):
+    return np.ascontiguousarray(a).view(Resident)
+
+
+def columns(address, dtype, rows, cols, leading, stride, count):
+    """[count, rows, cols]: matrices that are stored column after column, as cuBLAS reads them."""
+    size = np.dtype(dtype).itemsize
+    flat = np.frombuffer((ctypes.c_uint8 * (size * stride * count)).from_address(address), dtype)
+    return np.lib.stride_tricks.as_strided(flat, (count, rows, cols), (size * stride, size, size * leading), writeable=True)
+
+
+@pytest.fixture
+def cublas(gpu):
+    """What cublasGemmStridedBatchedEx is documented to do, on NumPy's memory."""
+    types, calls = {2: "float16", 0: "float32"}, []
+
+    def gemm(handle, transa, transb, m, n, k, alpha, a, a_type, lda, a_step, b, b_type, ldb, b_step, beta, c, c_type, ldc, c_step, count, compute, algo):
+        assert (handle, transb, compute, algo) == ("handle", 0, 68, -1)
+        for address, value in ((alpha, 1.0), (beta, 0.0)):
+            assert ctypes.c_float.from_address(address).value == value
+        rows, cols = (k, m) if transa else (m, k)
+        left = columns(a, types[a_type], rows, cols, lda, a_step, count).astype("float64")
+        right = columns(b, types[b_type], k, n, ldb, b_step, count).astype("float64")
+        columns(c, types[c_type], m, n, ldc, c_step, count)[...] = (left.swapaxes(1, 2) if transa else left) @ right
+        calls.append((types[a_type], types[b_type], types[c_type]))
+
+    gpu.device.cupy.cuda.cublas = SimpleNamespace(
+        gemmStridedBatchedEx=gemm, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1)  # fmt: skip
+    gpu.device.cupy.cuda.runtime = SimpleNamespace(CUDA_R_16F=2, CUDA_R_32F=0)
+    gpu.device.cupy.cuda.get_cublas_handle = lambda: "handle"
+    gpu.device.cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(Resident)
+    gpu.device.cupy.ascontiguousarray = resident
+    return calls
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("P, M, K, N", [(1, 1, 1, 1), (2, 3, 5, 7), (3, 8, 4, 2)])
+def test_a_product_of_halves_is_cublas_with_float32_sums(gpu, cublas, P, M, K, N, transposed, dtype):
+    random = np.random.RandomState(0)
+    a, b = random.randn(P, M + 2, K)[:, 1:-1].astype("float16"), random.randn(P, *((N, K) if transposed else (K, N))).astype("float16")
+    y = gpu.device.product(resident(a), resident(b), dtype, transposed=transposed)
+    assert y.dtype == dtype and cublas == [("float16", "float16", dtype)]
+    assert np.allclose(y, Device.product(gpu.device, a, b, dtype, transposed=transposed), rtol=1e-3)
+
+
+def test_a_product_of_floats_is_cupys_own(gpu, cublas):
+    a = np.arange(12, dtype="float32").reshape(1, 3, 4)
+    y = gpu.device.product(a, a, "float16", transposed=True)
+    assert y.dtype == np.float16 and (y == a @ a.swapaxes(1, 2)).all() and cublas == []
+
+
+def test_a_product_without_numbers_asks_nobody(gpu, cublas):
+    empty = resident(np.zeros((0, 3, 4), "float16"))
+    assert gpu.device.product(empty, empty, "float32", transposed=True).shape == (0, 3, 3) and cublas == []

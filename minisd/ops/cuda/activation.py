@@ -8,7 +8,7 @@ import math
 from ..dispatch import rung
 from .device import device
 from .kernel import OF_DTYPE, Kernel
-from .norm import HALF_OR_FLOAT, refuses_wide, vector_size
+from .norm import HALF_OR_FLOAT, refuses_long_rows, refuses_wide, vector_size
 
 FUNCTIONS = {"silu": 0, "gelu": 1, "quick_gelu": 2}  # as in functions.cuh
 TYPES_AND_FUNCTIONS = tuple((T, number) for (T,) in HALF_OR_FLOAT for number in FUNCTIONS.values())
@@ -18,6 +18,7 @@ GEGLU_NAIVE = Kernel("activation/1_naive.cu", "geglu_naive", HALF_OR_FLOAT)
 GEGLU_VECTORS = Kernel("activation/2_vectors.cu", "geglu_vectors", HALF_OR_FLOAT)
 SOFTMAX_NAIVE = Kernel("softmax/1_naive.cu", "softmax_naive", HALF_OR_FLOAT)
 SOFTMAX_WARP = Kernel("softmax/2_warp.cu", "softmax_warp", HALF_OR_FLOAT)
+SOFTMAX_VECTORS = Kernel("softmax/3_vectors.cu", "softmax_vectors", HALF_OR_FLOAT)
 TIMESTEP = Kernel("timestep/1_table.cu", "timestep_table", HALF_OR_FLOAT)
 MOST = 2**31 - 2**12  # elements of one launch: the kernels count in 32 bits
 
@@ -99,6 +100,12 @@ def softmax_naive(x):
 def softmax_warp(x):
     """CUDA: one warp for one row, maximum and sum in one pass."""
     return _softmax(SOFTMAX_WARP, x, 4)
+
+
+@rung("softmax", "vectors", owner="cupy", refuses=refuses_long_rows)
+def softmax_vectors(x):
+    """CUDA: the same with 16-byte loads, and the row in registers: x is read once."""
+    return _softmax(SOFTMAX_VECTORS, x, 4)
 
 
 def refuses_double_table(t, *, dtype, **kwargs):

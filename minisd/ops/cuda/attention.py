@@ -8,7 +8,7 @@ import math
 
 from ..dispatch import rung
 from .device import device
-from .kernel import OF_DTYPE, Kernel
+from .kernel import OF_DTYPE, TYPES, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
 
 COLUMNS = (2, 5, 8)  # of 32 elements of a head: widths up to 64, 160, 256
@@ -19,7 +19,23 @@ TILES = Kernel("attention/3_tiles.cu", "attention_tiles", TYPES_AND_COLUMNS)
 FLASH_WIDTHS = (40, 64, 80, 160)
 FLASH = Kernel("attention/4_flash.cu", "attention_flash", tuple((D,) for D in FLASH_WIDTHS))
 
+# Head width: (warps, 16-query tiles a warp, keys a tile, stages of the ring), from the most queries a block to the fewest. The launcher takes the
+# first that gives WANTED_BLOCKS; the others are prepared for `tools/gpu_report.py`, which may measure any of them through `tuned_by`.
+TUNED_VARIANTS = {
+    40: ((4, 2, 32, 2), (4, 2, 64, 2), (8, 1, 64, 2), (4, 1, 64, 3)),
+    64: ((4, 2, 32, 3), (4, 2, 64, 2), (4, 1, 64, 2)),
+    80: ((4, 2, 32, 2), (8, 1, 64, 2), (4, 1, 64, 2)),
+    160: ((4, 1, 32, 2), (2, 1, 32, 2), (2, 1, 64, 2)),
+}
+TUNED = Kernel("attention/5_tuned.cu", "attention_tuned", tuple((D, *v) for D, variants in TUNED_VARIANTS.items() for v in variants))
+SCORES = Kernel("softmax/4_scores.cu", "softmax_scores", HALF_OR_FLOAT)
+FEW_KEYS = Kernel("attention/6_few_keys.cu", "attention_few_keys", tuple((D,) for D in FLASH_WIDTHS))
+
 MOST_KEYS = 24000  # scores of one query in the shared memory of the naive rung
+FEW = 80  # keys that the rung for prompts keeps: 77, in fragments of 16
+MULTIPROCESSORS = 132  # of an H100
+SCRATCH = 32 << 20  # bytes of scores at once: they stay in the L2 cache between the products (40 MB in an A100, 50 in an H100)
+WANTED_BLOCKS = 198  # of the tuned rung: one and a half for each of them
 
 
 def refuses_mask(q, k, v, *, scale, mask, causal):
@@ -52,13 +68,13 @@ def columns_for(D: int) -> int:
     return next(c for c in COLUMNS if D <= 32 * c)
 
 
-def _launch(instance, q, k, v, *, rows, widths, scale, causal, shared=0):
-    """One block of 128 threads for `rows` queries of a head. widths: the head width, where the kernel is told it."""
+def _launch(instance, q, k, v, *, blocks, widths, scale, causal, threads=128, shared=0):
+    """`blocks` thread blocks for each head. widths: the head width, where the kernel is told it."""
     dev = device()
     q, k, v = tokens(q, k, v)
     B, S, N, _ = q.shape
     y = dev.empty(q.shape, q.dtype)
-    dev.launch(instance, (math.ceil(S / rows), N, B), 128, q, k, v, y, N, S, k.shape[1], *widths, scale, int(causal), shared=shared)
+    dev.launch(instance, (blocks, N, B), threads, q, k, v, y, N, S, k.shape[1], *widths, scale, int(causal), shared=shared)
     return y.transpose(0, 2, 1, 3)
 
 
@@ -66,14 +82,14 @@ def _launch(instance, q, k, v, *, rows, widths, scale, causal, shared=0):
 def naive(q, k, v, *, scale, mask, causal):
     """CUDA: one block for one query, its scores in shared memory."""
     shared = 4 * (128 + k.shape[2])
-    return _launch(NAIVE(OF_DTYPE[q.dtype]), q, k, v, rows=1, widths=q.shape[3:], scale=scale, causal=causal, shared=shared)
+    return _launch(NAIVE(OF_DTYPE[q.dtype]), q, k, v, blocks=q.shape[2], widths=q.shape[3:], scale=scale, causal=causal, shared=shared)
 
 
 @rung("attention", "online", owner="cupy", refuses=refuses_wide_heads, lesson=True)
 def online(q, k, v, *, scale, mask, causal):
     """CUDA: one warp for one query, softmax with a running maximum: no memory for scores."""
     instance = ONLINE(OF_DTYPE[q.dtype], columns_for(q.shape[3]))
-    return _launch(instance, q, k, v, rows=4, widths=q.shape[3:], scale=scale, causal=causal)
+    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 4), widths=q.shape[3:], scale=scale, causal=causal)
 
 
 @rung("attention", "tiles", owner="cupy", refuses=refuses_wide_heads, lesson=True)
@@ -81,7 +97,50 @@ def tiles(q, k, v, *, scale, mask, causal):
     """CUDA: 16 queries share tiles of 32 keys in shared memory, running maximum by tiles."""
     D = q.shape[3]
     instance = TILES(OF_DTYPE[q.dtype], columns_for(D))
-    return _launch(instance, q, k, v, rows=16, widths=(D,), scale=scale, causal=causal, shared=4 * (16 * D + 32 * (D + 1) + 32 * D))
+    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 16), widths=(D,), scale=scale, causal=causal, shared=4 * (16 * D + 32 * (D + 1) + 32 * D))
+
+
+def _by_rows(q, k, v, T, *, scale, mask, causal):
+    """softmax(scale Q Kᵀ + mask) V with operands and weights of type T, for as many queries at once as SCRATCH has room for their scores."""
+    dev, dtype = device(), TYPES[T]
+    B, N, S, _ = q.shape
+    heads, keys = B * N, k.shape[2]
+    y = dev.empty((B, S, N, v.shape[3]), q.dtype)
+    q, k, v = (dev.contiguous(x.astype(dtype, copy=False)).reshape(heads, *x.shape[2:]) for x in (q, k, v))
+    steps = (0, 0, 0, 0)
+    if mask is not None:
+        mask = dev.contiguous(mask.astype(dtype, copy=False))
+        sizes = (1,) * (4 - mask.ndim) + mask.shape
+        steps = tuple(0 if n == 1 else math.prod(sizes[i + 1 :]) for i, n in enumerate(sizes))  # an axis of one is the same for all
+    ahead = keys - S + 1 if causal else keys
+    rows = max(1, SCRATCH // (4 * max(1, heads) * keys))
+    for first in range(0, S, rows):
+        some = q[:, first : first + rows]
+        scores = dev.product(some, k, "float32", transposed=True)
+        p = dev.empty(scores.shape, dtype)
+        queries = some.shape[1]
+        dev.launch(SCORES(T), math.ceil(heads * queries / 4), 128, scores, mask, p, heads, queries, keys, N, first, ahead, scale, *steps)
+        y[:, first : first + rows] = dev.product(p, v, q.dtype).reshape(B, N, queries, -1).transpose(0, 2, 1, 3)
+    return y.transpose(0, 2, 1, 3)
+
+
+@rung("attention", "rows", owner="cupy", refuses=refuses_wide)
+def rows(q, k, v, *, scale, mask, causal):
+    """cuBLAS twice in float32, our softmax between them, for so many queries at once that their scores are 32 MiB: any width, any mask."""
+    return _by_rows(q, k, v, "float", scale=scale, mask=mask, causal=causal)
+
+
+def refuses_all_but_half(q, *args, **kwargs):
+    return None if OF_DTYPE.get(q.dtype) == "half" else "takes float16: in float32 it is the rung `rows`"
+
+
+@rung("attention", "half_rows", owner="cupy", numerics="fast", refuses=refuses_all_but_half)
+def half_rows(q, k, v, *, scale, mask, causal):
+    """The same with float16 operands on tensor cores; scores are float32: the one wide head of the VAE, and masks.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    return _by_rows(q, k, v, "half", scale=scale, mask=mask, causal=causal)
 
 
 def flash_bytes(D: int) -> int:
@@ -96,4 +155,59 @@ def flash(q, k, v, *, scale, mask, causal):
     Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
     """
     D = q.shape[3]
-    return _launch(FLASH(D), q, k, v, rows=64, widths=(), scale=scale * math.log2(math.e), causal=causal, shared=flash_bytes(D))
+    return _launch(FLASH(D), q, k, v, blocks=math.ceil(q.shape[2] / 64), widths=(), scale=scale * math.log2(math.e), causal=causal,
+                   shared=flash_bytes(D))  # fmt: skip
+
+
+def refuses_negative_scale(q, k, v, *, scale, **kwargs):
+    return refuses_other_widths(q, k, v, scale=scale, **kwargs) or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
+
+
+def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]:
+    """The variant with the most queries a block that still gives every multiprocessor work; else the one with the fewest."""
+    variants, rows = TUNED_VARIANTS[D], lambda v: 16 * v[0] * v[1]
+    return next((v for v in variants if heads * math.ceil(queries / rows(v)) >= WANTED_BLOCKS), min(variants, key=rows))
+
+
+def tuned_bytes(D: int, variant) -> int:
+    """Shared memory of a variant: its stages of keys and values."""
+    _, _, keys, stages = variant
+    return 4 * stages * keys * D
+
+
+def tuned_by(variant, q, k, v, *, scale, causal):
+    """Attention by one of TUNED_VARIANTS[D]."""
+    warps, tiles_of_queries, _, _ = variant
+    D, blocks = q.shape[3], math.ceil(q.shape[2] / (16 * warps * tiles_of_queries))
+    return _launch(TUNED(D, *variant), q, k, v, blocks=blocks, widths=(), scale=scale * math.log2(math.e), causal=causal,
+                   threads=32 * warps, shared=tuned_bytes(D, variant))  # fmt: skip
+
+
+@rung("attention", "tuned", owner="cupy", numerics="fast", refuses=refuses_negative_scale)
+def tuned(q, k, v, *, scale, mask, causal):
+    """CUDA: Flash attention with up to 32 queries a warp, keys and values in a swizzled ring, each awaited when it is needed.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    B, N, S, D = q.shape
+    return tuned_by(tuned_variant(D, B * N, S), q, k, v, scale=scale, causal=causal)
+
+
+def refuses_more_keys(q, k, v, **kwargs):
+    return refuses_negative_scale(q, k, v, **kwargs) or (f"keeps at most {FEW} keys" if k.shape[2] > FEW else None)
+
+
+def few_keys_blocks(heads: int, queries: int) -> int:
+    """Blocks of a head: about four for each multiprocessor in all, and as many tiles of 64 queries for each."""
+    tiles_of_queries, wanted = math.ceil(queries / 64), max(1, 4 * MULTIPROCESSORS // max(1, heads))
+    return math.ceil(tiles_of_queries / max(1, math.ceil(tiles_of_queries / wanted)))
+
+
+@rung("attention", "few_keys", owner="cupy", numerics="fast", refuses=refuses_more_keys)
+def few_keys(q, k, v, *, scale, mask, causal):
+    """CUDA: the 77 keys and values of a prompt stay in shared memory while the queries pass; one softmax, nothing to rescale.
+
+    Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
+    """
+    B, N, S, D = q.shape
+    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale * math.log2(math.e), causal=causal, shared=4 * FEW * D)

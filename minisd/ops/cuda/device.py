@@ -42,6 +42,11 @@ class Device(ABC):
     def contiguous(self, x):
         """x in C order at an address that is a multiple of ALIGNMENT: itself if it is, else a copy."""
 
+    def product(self, a, b, dtype, *, transposed=False):
+        """a b, or a bᵀ, summed in float32.        a [P, M, K], b [P, K, N] or transposed [P, N, K] -> [P, M, N] in `dtype`"""
+        a, b = a.astype("float32", copy=False), b.astype("float32", copy=False)
+        return (a @ (b.swapaxes(1, 2) if transposed else b)).astype(dtype, copy=False)
+
     @abstractmethod
     def run(self, instance: Instance, grid, block, arguments: list, shared: int):
         """Runs a kernel on arguments that `bind` has checked."""
@@ -134,6 +139,24 @@ class CuPyDevice(Device):
     def contiguous(self, x):
         x = self.cupy.ascontiguousarray(x).reshape(x.shape)  # which makes [1] of a number without axes
         return x if x.data.ptr % ALIGNMENT == 0 else x.copy()
+
+    def product(self, a, b, dtype, *, transposed=False):
+        """Half operands go to the tensor cores as they are: CuPy's @ would narrow the result, or widen the operands."""
+        if a.dtype != np.float16 or b.dtype != np.float16:
+            return super().product(a, b, dtype, transposed=transposed)
+        cuda, a, b = self.cupy.cuda, self.contiguous(a), self.contiguous(b)
+        (P, M, K), N = a.shape, b.shape[1 if transposed else 2]
+        y = self.empty((P, M, N), dtype)
+        if not y.size:
+            return y
+        one, zero = np.ones(1, "float32"), np.zeros(1, "float32")
+        half, result = cuda.runtime.CUDA_R_16F, cuda.runtime.CUDA_R_16F if y.dtype == np.float16 else cuda.runtime.CUDA_R_32F
+        cuda.cublas.gemmStridedBatchedEx(  # cuBLAS counts down the columns: it sees every matrix transposed, and is asked for yᵀ = bᵀ aᵀ
+            cuda.get_cublas_handle(), cuda.cublas.CUBLAS_OP_T if transposed else cuda.cublas.CUBLAS_OP_N, cuda.cublas.CUBLAS_OP_N, N, M, K,
+            one.ctypes.data, b.data.ptr, half, K if transposed else N, K * N, a.data.ptr, half, K, M * K,
+            zero.ctypes.data, y.data.ptr, result, N, M * N, P, cuda.cublas.CUBLAS_COMPUTE_32F, cuda.cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+        return y
 
     def run(self, instance, grid, block, arguments, shared):
         self.function(instance, shared)(grid, block, tuple(map(_for_cupy, arguments)), shared_mem=shared)

@@ -3,11 +3,13 @@
 //     A [16, 16]: a0 = A[g, 2t..], a1 = A[g + 8, 2t..], a2 = A[g, 2t + 8..], a3 = A[g + 8, 2t + 8..]     two halves each
 //     B [16, 8]:  b0 = B[2t.., g], b1 = B[2t + 8.., g]
 //     C [16, 8]:  c0, c1 = C[g, 2t..], c2, c3 = C[g + 8, 2t..]                                             one float each
+// mma.m16n8k8 has the first half of A's and B's registers: a0, a1 and b0.
 #include <cuda_fp16.h>
 
 #ifdef CUDASIM
 
 inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) { sim::mma_16x8x16(c, a, b); }
+inline void mma_16x8x8(float c[4], const unsigned a[2], unsigned b) { sim::mma_16x8x8(c, a, b); }
 template <int N> inline void ldmatrix(unsigned* r, const half* row) { sim::ldmatrix(r, N, false, row); }
 template <int N> inline void ldmatrix_transposed(unsigned* r, const half* row) { sim::ldmatrix(r, N, true, row); }
 inline void copy_async_16(half* shared, const half* global, bool valid) { sim::copy_async(shared, global, 16, valid ? 16 : 0); }
@@ -24,6 +26,13 @@ __device__ __forceinline__ void mma_16x8x16(float c[4], const unsigned a[4], con
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same with eight products for each number.
+__device__ __forceinline__ void mma_16x8x8(float c[4], const unsigned a[2], unsigned b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
 // N matrices of 8 x 8 halves: lane 8 i + j names row j of matrix i; r[i] holds row l / 4, columns 2 (l % 4) and the next.
