@@ -60,7 +60,8 @@ MAY_IMPORT = {
     "compare": {"measures", "teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
     "onnx_suite": {"ops"},
-    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
+    "benchmark": {"ops", "backend", "errors"},  # of ops; knows no model
+    "commands": {"benchmark", "onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
                  "tracing", "image", "request", "ops", "rng", "blas", "backend", "errors", "__version__"},  # fmt: skip
     "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
             "request", "ops", "rng", "tracing", "errors", "__version__"},  # fmt: skip
@@ -75,6 +76,7 @@ LAZY = {"huggingface_hub", "PIL", "tokenizers", "imageio_ffmpeg"}  # imported in
 CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
     "minisd/ops/cuda": "the kernels and their launchers",
+    "minisd/benchmark/gpu.py": "events and graphs, to time what the kernels take",
     "minisd/ops/reference.py": "erf is no function of NumPy's, so each owner has its own",
 }
 
@@ -231,6 +233,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
     "minisd/onnx_suite/__init__.py": "empty",
+    "minisd/benchmark/__init__.py": "empty",
     "minisd/teacher/__init__.py": "only names",
     "minisd/teacher/layers.py": "tests/layers compute each of its functions on golden inputs, tests/teacher/test_replay.py on our own",
     "minisd/teacher/models.py": "the same, tests/models",

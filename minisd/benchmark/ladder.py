@@ -72,7 +72,7 @@ def why_not(op: str, name: str, args, kwargs) -> str | None:
         text = ops.explain(op, *args, **kwargs)
     (rung,) = [r for r in ops.RUNGS[op] if r.name == name]
     (line,) = [line for line in text.splitlines()[1:] if line.split()[0] == name]
-    reason = line.rpartition(f"{rung.idea} · ")[2]
+    reason = line.partition(f"{rung.idea} · ")[2]
     return None if reason == "RUNS" else reason
 
 
