@@ -44,6 +44,7 @@ class Ladder:
     flop: int
     nbytes: int
     roof: Roof
+    runs: str  # the rung that the façade takes
     rows: list[Row]
 
     def to_dict(self) -> dict:
@@ -74,6 +75,12 @@ def why_not(op: str, name: str, args, kwargs) -> str | None:
     (line,) = [line for line in text.splitlines()[1:] if line.split()[0] == name]
     reason = line.partition(f"{rung.idea} · ")[2]
     return None if reason == "RUNS" else reason
+
+
+def best(op: str, args, kwargs) -> str:
+    """The rung that the façade takes for these arguments."""
+    (line,) = [line for line in ops.explain(op, *args, **kwargs).splitlines() if line.endswith(" · RUNS")]
+    return line.split()[0]
 
 
 def chosen(op: str, names) -> list:
@@ -153,7 +160,7 @@ def measure(call: Call, *, machine: Machine, dtype: str = "float32", names=None,
             t = statistics.median(seconds[r.name])
             common |= dict(ms=1e3 * t, gflops=1e-9 * call.flop / t, gbs=1e-9 * nbytes / t, of_roof=least / t, how=hows[r.name])
         rows.append(Row(**common))
-    return Ladder(op, str(call), dtype, machine.name, call.flop, nbytes, roof, rows)
+    return Ladder(op, str(call), dtype, machine.name, call.flop, nbytes, roof, best(op, sets[0], kwargs), rows)
 
 
 def _finite(error: float | None) -> float | None:

@@ -66,7 +66,7 @@ def machine_of(device: str):
 
 
 def text(shape: str, ladder) -> str:
-    """The ladder as a table, slow → fast as the rungs are registered, then those that were left out."""
+    """The ladder as a table, as the rungs are registered, ">" before the one that models run; then those that were left out."""
     products = ladder.flop > 0
     size = f"{1e-9 * ladder.flop:.3g} GFLOP, " if products else ""
     lines = [
@@ -76,7 +76,8 @@ def text(shape: str, ladder) -> str:
     ]
     for row in (r for r in ladder.rows if not r.left_out):
         rate = row.gflops if products else row.gbs
-        lines.append(f"  {row.rung:<16} {row.error:>8.1e} {row.ms:>10.4g} {rate:>10.4g} {100 * row.of_roof:>6.1f} %  {row.idea}")
+        mark = ">" if row.rung == ladder.runs else " "
+        lines.append(f"{mark} {row.rung:<16} {row.error:>8.1e} {row.ms:>10.4g} {rate:>10.4g} {100 * row.of_roof:>6.1f} %  {row.idea}")
     left_out = [f"  {row.rung:<16} {row.left_out}" for row in ladder.rows if row.left_out]
     return "\n".join([*lines, *(["left out:", *left_out] if left_out else [])])
 

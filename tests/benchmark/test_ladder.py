@@ -35,7 +35,7 @@ def test_every_op_has_a_ladder(call):
     result = ladder(call)
     assert [row.rung for row in result.rows] == [r.name for r in ops.RUNGS[call.op]]
     ran = {row.rung: row for row in result.rows if not row.left_out}
-    assert "reference" in ran and all(row.error <= 1e-6 and row.ms > 0 and row.how == "wall clock" for row in ran.values())
+    assert result.runs in ran and "reference" in ran and all(row.error <= 1e-6 and row.ms > 0 and row.how == "wall clock" for row in ran.values())
     reference = ran["reference"]
     assert reference.of_roof == pytest.approx(ROOF.seconds(call.flop, call.nbytes(4)) / (1e-3 * reference.ms))
     assert reference.gbs == pytest.approx(call.nbytes(4) / (1e6 * reference.ms)) and reference.gflops == pytest.approx(call.flop / (1e6 * reference.ms))
