@@ -1,6 +1,7 @@
 """The GPU of a measurement: arguments that rotate past its cache, launches recorded as one CUDA graph, time by events on the device.
 
-CuPy lets no cuBLAS call into a graph. Such a rung is launched call by call, and what is measured is then the longer of kernel and launch.
+CuPy's own matrix product cannot be recorded (`ops/cuda/cublas.py` can). A rung that uses it is launched call by call, and what is measured is
+then the longer of kernel and launch.
 Graphs write over each other's temporary arrays: results are looked at before anything is timed, and not again.
 """
 
@@ -55,14 +56,14 @@ class Gpu(Machine):
 
     def timed(self, calls):
         stream = self.cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
-        with stream:
+        with stream, products_recorded_on(stream) as blas:
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))  # compiles, loads, and fills the pool
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))
             n = samples(once / len(calls), len(calls))
             run(calls, n)
             stream.synchronize()
             try:
-                launch = self.record(stream, lambda: run(calls, n)).launch
+                launch = self.record(stream, lambda: (run(calls, n), blas)).launch
                 how = f"graph of {n}"
             except Exception as reason:  # whatever CuPy or CUDA say against recording this
                 launch, how = None, f"{n} launches, not a graph: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
@@ -109,6 +110,15 @@ class Gpu(Machine):
             flops = best_of(lambda: a @ b, lambda f: self.clock(stream, f))
             bandwidth = best_of(lambda: y.data.copy_from_device_async(x.data, copied), lambda f: self.clock(stream, f))
         return Roof(2 * side**3 / flops, 2 * copied / bandwidth)
+
+
+def products_recorded_on(stream):
+    """The context in which cuBLAS can be recorded; it yields what has to live as long as the graph."""
+    try:
+        from ..ops.cuda.cublas import recorded_on
+    except ImportError:
+        return contextlib.nullcontext()
+    return recorded_on(stream)
 
 
 def run(calls: list[Callable], n: int) -> list:

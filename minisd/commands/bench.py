@@ -23,7 +23,7 @@ def command(context):
 @command.command("op")
 @click.argument("name")
 @click.option("--impl", default="all", show_default=True, help="Rungs, separated by commas.")
-@click.option("--shape", "shapes", multiple=True, help="A name of `minisd bench`, or numbers such as 2,64,320,320; can be repeated. Default: the first name.")
+@click.option("--shape", "shapes", multiple=True, help="A name of `minisd bench`, or numbers: 2,64,320,320. Can be repeated; default: the first.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float16", "float32", "float64"]), help="Default: float32 on the CPU, float16 on the GPU.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Each runs every rung once, behind one to warm up.")
