@@ -76,9 +76,8 @@ def ladder(data: dict, part: str, *ops) -> str:
     rows = [cells for key, entry in found.items() for cells in ladder_rows(key, entry, torch.get(key, {}))]
     if not rows:
         return NOT_YET.format(parts=f" --parts device,{part},torch_ops") + "\n" + predicted(*ops)
-    wrong = [
-        f"- {key}, {r['rung']}: {r['left_out']}\n" for key, entry in found.items() for r in entry["rows"] if r["left_out"].startswith(("wrong", "failed"))
-    ]
+    every = [(key, r["rung"], r["left_out"]) for key, entry in found.items() for r in entry["rows"]]
+    wrong = [f"- {key}, {rung}: {reason}\n" for key, rung, reason in every if reason.startswith(("wrong", "failed"))]
     columns = ("shape", "rung", "error", "ms", "rate", "predicted, of the roof", "measured")
     called = "\n¹ launched call by call, because it cannot be recorded: the time of a launch is in it where that is longer.\n"
     note = called if any("¹" in cells[3] for cells in rows) else ""
@@ -101,7 +100,8 @@ def convolutions(data: dict) -> str:
         return NOT_YET.format(parts=" --parts device,unet_convolutions,torch_ops")
     total = acceptance.convolutions(data)
     if total[0]:
-        rows.append(("all, as often as they occur", sum(r[1] for r in rows), "", number(total[1]), "", number(total[0]), f"{total[0] / total[1]:.2f}×"))
+        times, ratio = sum(cells[1] for cells in rows), f"{total[0] / total[1]:.2f}×"
+        rows.append(("all, as often as they occur", times, "", number(total[1]), "", number(total[0]), ratio))
     columns = ("shape", "times a step", "rung", "ms", "of the roof", "cuDNN, ms", "cuDNN / minisd")
     return machines(data, ("unet_convolutions", "torch_ops")) + "\n" + table(columns, rows)
 
