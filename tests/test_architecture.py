@@ -62,8 +62,9 @@ MAY_IMPORT = {
     "compare": {"measures", "teacher", "tracefile", "compare_html", "models", "checkpoint", "errors"},
     "compare_html": {"compare"},
     "onnx_suite": {"ops"},
-    "commands": {"onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint", "compare", "tracefile",
-                 "tracing", "image", "request", "ops", "rng", "blas", "gpu", "backend", "errors", "__version__"},  # fmt: skip
+    "benchmark": {"ops", "backend", "errors"},  # of ops; knows no model
+    "commands": {"benchmark", "onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint",
+                 "compare", "tracefile", "tracing", "image", "request", "ops", "rng", "blas", "gpu", "backend", "errors", "__version__"},  # fmt: skip
     "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
             "request", "ops", "rng", "tracing", "gpu", "errors", "__version__"},  # fmt: skip
     "prompt_weights": {"errors"},
@@ -78,6 +79,7 @@ CUPY = {  # where CuPy's own libraries may be imported, and why
     "minisd/backend.py": "the one place that knows who owns an array",
     "minisd/gpu.py": "the one place that knows what is missing on the way to a GPU",
     "minisd/ops/cuda": "the kernels and their launchers",
+    "minisd/benchmark/gpu.py": "events and graphs, to time what the kernels take",
     "minisd/ops/reference.py": "erf is no function of NumPy's, so each owner has its own",
 }
 
@@ -234,6 +236,7 @@ NO_TEST_OF_THEIR_OWN = {
     "minisd/layers/__init__.py": "empty",
     "minisd/commands/__init__.py": "empty",
     "minisd/onnx_suite/__init__.py": "empty",
+    "minisd/benchmark/__init__.py": "empty",
     "minisd/teacher/__init__.py": "only names",
     "minisd/teacher/layers.py": "tests/layers compute each of its functions on golden inputs, tests/teacher/test_replay.py on our own",
     "minisd/teacher/models.py": "the same, tests/models",

@@ -146,18 +146,10 @@ def calls(part: str, variants):
 
 
 def interleave(made: dict, rounds: int, warm: bool = True) -> tuple[dict, dict]:
-    """Seconds of wall clock, a list a contestant, without the first round if it is to warm up; and their last results."""
-    seconds, results = {name: [] for name in made}, {}
-    for i in range(0 if warm else 1, rounds + 1):
-        for name, call in made.items():
-            gc.collect()
-            start = time.perf_counter()
-            results[name] = call()
-            took = time.perf_counter() - start
-            print(f"  round {i}  {name:<20} {took:8.3f} s", flush=True)
-            if i:
-                seconds[name].append(round(took, 4))
-    return seconds, results
+    """Contestants take turns, each round is printed: `minisd.benchmark.timing`."""
+    from minisd.benchmark.timing import interleave
+
+    return interleave(made, rounds, warm=warm, say=lambda line: print(line, flush=True))
 
 
 def time_model(part: str, options) -> dict:
