@@ -74,7 +74,8 @@ def cli():
 @click.option("--clip-skip", type=int, help="Leave the last layers of the text encoder out, as diffusers counts: 1 leaves one out.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @device_option("auto")
-@click.option("--resident", type=click.Choice(["float32", "float16"]), help="float16: keep the weights in half the memory; same numbers, 5 to 10 % slower. On the CPU.")
+@click.option("--resident", type=click.Choice(["float32", "float16"]), 
+              help="On the CPU, float16: keep the weights in half the memory; same numbers, 5 to 10 % slower.")  # fmt: skip
 @dtype_option()
 @click.option("--two-passes", is_flag=True, help="Guidance as two passes of the UNet, one after the other: less memory, more time.")
 @click.option("--variant", help="File variant to read, such as fp16.")

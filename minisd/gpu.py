@@ -49,12 +49,13 @@ def find_gpu(index: int) -> str:
     cupy = load_cupy()
     count = count_gpus(cupy)
     if index >= count:
-        visible = "cuda:0" if count == 1 else f"cuda:0 … cuda:{count - 1}"
-        raise UsageError(f"there is no GPU cuda:{index}", f"visible {'is' if count == 1 else 'are'} {visible}", "choose one of them; `nvidia-smi -L` lists all")
+        visible = "visible is cuda:0" if count == 1 else f"visible are cuda:0 … cuda:{count - 1}"
+        raise UsageError(f"there is no GPU cuda:{index}", visible, "choose one of them; `nvidia-smi -L` lists all")
     capability = cupy.cuda.Device(index).compute_capability
     if int(capability) < OLDEST:
         what = f"{name_of(cupy, index)} has compute capability {dotted(capability)}"
-        raise ResourceError(what, f"the kernels use instructions of {dotted(str(OLDEST))} (RTX 30, A100) and newer", "use --device cpu, or device=\"cpu\"")
+        why = f"the kernels use instructions of {dotted(str(OLDEST))} (RTX 30, A100) and newer"
+        raise ResourceError(what, why, "use --device cpu, or device=\"cpu\"")
     check_libraries(cupy)
     return f"cuda:{index}"
 
@@ -84,7 +85,8 @@ def load_cupy():
             raise ResourceError(f"CuPy cannot be imported: {error}", f"installed is {wheels or 'no wheel of it'}", INSTALL) from None
         raise ResourceError("CuPy is not installed", "it moves arrays to the GPU and launches the kernels there", INSTALL) from None
     except ImportError as error:
-        raise ResourceError("CuPy cannot be imported", first_line(error), f"pip uninstall -y {wheels[0].split()[0] if wheels else 'cupy'}, then {INSTALL}") from None
+        wheel = wheels[0].split()[0] if wheels else "cupy"
+        raise ResourceError("CuPy cannot be imported", first_line(error), f"pip uninstall -y {wheel}, then {INSTALL}") from None
 
 
 def count_gpus(cupy) -> int:
@@ -102,7 +104,8 @@ def count_gpus(cupy) -> int:
 def _no_gpu(cupy, status: int, message: str) -> ResourceError:
     driver = cupy.cuda.runtime.driverGetVersion()  # the newest CUDA that it knows; 0 without a driver
     if status == INSUFFICIENT_DRIVER and not driver:
-        return ResourceError("there is no NVIDIA driver", "without one no program can reach a GPU", "install the driver; `nvidia-smi` then shows the GPU")
+        fix = "install the driver; `nvidia-smi` then shows the GPU"
+        return ResourceError("there is no NVIDIA driver", "without one no program can reach a GPU", fix)
     if status == INSUFFICIENT_DRIVER:
         needed = cupy.cuda.runtime.runtimeGetVersion()
         wheel = (installed() or ["this CuPy"])[0].split()[0]
@@ -132,7 +135,8 @@ def check_libraries(cupy):
     driver = cupy.cuda.runtime.driverGetVersion()
     if int(compiler.partition(".")[0]) > driver // 1000:
         why = f"NVRTC is of CUDA {compiler}, the driver knows CUDA up to {release(driver)} and would not load what it compiles"
-        raise ResourceError("the compiler is newer than the driver", why, f'pip uninstall -y nvidia-cuda-nvrtc, then pip install "minisd[cuda{driver // 1000}]"')
+        fix = f'pip uninstall -y nvidia-cuda-nvrtc, then pip install "minisd[cuda{driver // 1000}]"'
+        raise ResourceError("the compiler is newer than the driver", why, fix)
 
 
 def first_line(error: Exception) -> str:
@@ -193,7 +197,8 @@ def check_room(device: str, needed: int, what: str):
     free, total = memory(device)
     if needed > free:
         why = f"{needed / 1e9:.2f} GB for the weights, of {total / 1e9:.2f} GB are {free / 1e9:.2f} free"
-        raise ResourceError(f"{what} does not fit on {device}", why, 'use dtype float16, end other programs on the GPU (`nvidia-smi` lists them), or use the CPU')
+        fix = "use dtype float16, end other programs on the GPU (`nvidia-smi` lists them), or use the CPU"
+        raise ResourceError(f"{what} does not fit on {device}", why, fix)
 
 
 @contextmanager

@@ -306,13 +306,14 @@ def test_auto_without_a_gpu_says_so_once_and_takes_the_cpu(minisd, caplog):
     with stand_in(status=35, driver=0), caplog.at_level("INFO", logger="minisd"):
         code, _, err = minisd(PROMPT, "-s", "3")
     assert code == 0 and "float32 on cpu" in err
-    assert [r.getMessage() for r in caplog.records].count("on the CPU, because there is no NVIDIA driver; for the GPU: install the driver; `nvidia-smi` then shows the GPU") == 1
+    assert sum("on the CPU, because there is no NVIDIA driver" in record.getMessage() for record in caplog.records) == 1
     assert read_recipe("minisd.png")["device"] == "cpu"
 
 
 def test_a_lora_and_a_picture_on_the_command_line(gpu, minisd, folder):
     PHOTO.save("photo.png")
-    code, _, err = minisd(PROMPT, "-s", "3", "--device", "cuda", "--lora", f"{folder / 'ink.safetensors'}:0.5", "-i", "photo.png", "--frames", "steps.gif", "--preview")
+    files = ("--lora", f"{folder / 'ink.safetensors'}:0.5", "-i", "photo.png", "--frames", "steps.gif", "--preview")
+    code, _, err = minisd(PROMPT, "-s", "3", "--device", "cuda", *files)
     assert code == 0 and Path("minisd.png").exists() and Path("steps.gif").exists(), err
 
 
@@ -360,7 +361,8 @@ def test_verify_checks_both_dtypes_on_a_gpu(gpu, monkeypatch):
     checks = verify.golden("cuda")
     assert asked == [("float32", "cuda:0"), ("float16", "cuda:0")] and len(checks) == 2 * len(record)
     halves = [check for check in checks if check["name"].startswith("float16: ")]
-    assert len(halves) == len(record) and all(check["ok"] and check["allowed"] in (verify.ALLOWED_HALF, verify.ALLOWED_HALF_PICTURE) for check in halves)
+    assert len(halves) == len(record) and all(check["ok"] for check in halves)
+    assert {check["allowed"] for check in halves} == {verify.ALLOWED_HALF, verify.ALLOWED_HALF_PICTURE}
 
 
 def test_the_page_about_the_gpu_runs(gpu):

@@ -68,7 +68,8 @@ def assemble(
     """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
 
     2-D weights are C-contiguous. 4-D ones keep the official shape [O, I, KH, KW] but lie as [KH, KW, I, O] in memory.
-    Beside the result there is never more than about one tensor in memory: each goes to `device` when it has been read. Raises ModelFileError, NumericError.
+    Beside the result there is never more than about one tensor in memory: each goes to `device` when it has been read.
+    Raises ModelFileError, NumericError.
     resident="float16": matrices and kernels stay float16 in memory and are widened when they are read; refused where that changed a number.
     """
     if dtype not in ("float32", "float64") and (dtype != "float16" or device == "cpu"):

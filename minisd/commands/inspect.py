@@ -46,7 +46,8 @@ def make_again(recipe: dict) -> str:
     words = ["minisd", "generate"]
     flags = {"--model": "model", "--negative": "negative_prompt", "--image": "image", "--mask": "mask", "--strength": "strength",
              "--start-step": "start_step", "--seed": "seed", "--steps": "steps", "--cfg-scale": "cfg_scale", "--eta": "eta", "--width": "width",
-             "--height": "height", "--device": "device", "--dtype": "dtype", "--prompt-weights": "prompt_weights", "--clip-skip": "clip_skip"}  # fmt: skip
+             "--height": "height", "--device": "device", "--dtype": "dtype",
+             "--prompt-weights": "prompt_weights", "--clip-skip": "clip_skip"}  # fmt: skip
     for flag, name in flags.items():
         if recipe.get(name) not in (None, ""):
             words += [flag, str(recipe.get(name))]

@@ -13,4 +13,5 @@ def device_option(default: str):
 
 def dtype_option(purpose: str = "float64 is the oracle"):
     """--dtype; None, when it is not given, stands for the default of the device."""
-    return click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help=f"{purpose}; float16 needs a GPU. Default: float32 on the CPU, float16 on a GPU.")
+    text = f"{purpose}; float16 needs a GPU. Default: float32 on the CPU, float16 on a GPU."
+    return click.option("--dtype", type=click.Choice(list(ITEMSIZE)), help=text)

@@ -157,8 +157,8 @@ def cast(w, dtype: str, name: str):
     with np.errstate(over="ignore"):
         y = w.astype(dtype, order="K")
     if y.itemsize < w.itemsize and not _finite(y) and _finite(w):
-        raise NumericError(f"{name} has values beyond {dtype}", f"the largest is {float(abs(w).max()):.3g}, the limit {float(np.finfo(dtype).max):.3g}",
-                           "choose dtype float32", layer=name.rpartition(".")[0])  # fmt: skip
+        why = f"the largest is {float(abs(w).max()):.3g}, the limit {float(np.finfo(dtype).max):.3g}"
+        raise NumericError(f"{name} has values beyond {dtype}", why, "choose dtype float32", layer=name.rpartition(".")[0])
     return y
 
 

@@ -25,8 +25,8 @@ from minisd.ops.cuda.device import on_device
 from tests.cudasim.simulator import FORWARD, Simulator
 
 FUNCTIONS = (  # computed by NumPy's function of the same name
-    "abs", "arange", "arccos", "broadcast_to", "clip", "concatenate", "cos", "empty", "empty_like", "exp", "full", "isfinite", "multiply", "pad", "rint",
-    "sin", "split", "sqrt", "stack", "triu", "where", "zeros",
+    "abs", "arange", "arccos", "broadcast_to", "clip", "concatenate", "cos", "empty", "empty_like", "exp", "full", "isfinite", "multiply", "pad",
+    "rint", "sin", "split", "sqrt", "stack", "triu", "where", "zeros",
 )  # fmt: skip
 MAKERS = ("array", "asarray", "ascontiguousarray")  # take NumPy arrays and lists too: the way to the device
 METHODS = ("all", "any", "astype", "clip", "copy", "max", "mean", "min", "nonzero", "repeat", "std", "sum")
@@ -140,7 +140,9 @@ def operand(x):
 
 def indices(index):
     """Indices may be NumPy arrays of integers and lists too."""
-    return tuple(i.host if isinstance(i, ndarray) else i for i in index) if isinstance(index, tuple) else index.host if isinstance(index, ndarray) else index
+    if isinstance(index, tuple):
+        return tuple(map(indices, index))
+    return index.host if isinstance(index, ndarray) else index
 
 
 def compute(function, args, options):
@@ -230,6 +232,11 @@ class NoKernels(StandInSimulator):
         raise AssertionError(f"{instance.expression} was launched in a test without kernels")
 
 
+FACTS = dict(  # of the machine: status is the CUDA error that counting GPUs ends with, pooled the bytes that the pool keeps
+    count=1, status=0, driver=13000, runtime=13000, capability="90", name="NVIDIA Stand-in", free=16 << 30, total=24 << 30, pooled=0, cublas=True
+)  # fmt: skip
+
+
 class Cuda(SimpleNamespace):
     """`cupy.cuda`"""
 
@@ -265,12 +272,11 @@ def module(facts: SimpleNamespace) -> ModuleType:
 
 
 @contextmanager
-def stand_in(*, count=1, status=0, driver=13000, runtime=13000, capability="90", name="NVIDIA Stand-in", free=16 << 30, total=24 << 30, pooled=0, cublas=True):
-    """Inside the block `import cupy` gives the stand-in. status: the CUDA error that counting GPUs ends with; pooled: bytes that the pool keeps."""
+def stand_in(**facts):
+    """Inside the block `import cupy` gives the stand-in. facts: what FACTS says otherwise."""
     special = ModuleType("cupyx.scipy.special")
     special.erfc = lambda x: compute(np.frompyfunc(math.erfc, 1, 1), (x,), {}).astype("float64")
-    facts = SimpleNamespace(count=count, status=status, driver=driver, runtime=runtime, capability=capability, name=name, free=free, total=total, pooled=pooled,
-                            cublas=cublas)  # fmt: skip
+    facts = SimpleNamespace(**{**FACTS, **facts})
     fake = {"cupy": module(facts), "cupyx": ModuleType("cupyx"), "cupyx.scipy": ModuleType("cupyx.scipy"), "cupyx.scipy.special": special}
     kept = {key: sys.modules.get(key) for key in fake}
     sys.modules.update(fake)

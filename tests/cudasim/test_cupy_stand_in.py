@@ -113,7 +113,8 @@ names += [("ndarray.", cupy.ndarray, f"__{n}__") for n in (*s.BINARY, *s.UNARY)]
 names += [("cuda.Device.", cupy.cuda.Device, n) for n in ("id", "compute_capability", "__enter__")]
 names += [("cuda.runtime.", cupy.cuda.runtime, n) for n in
           ("getDeviceCount", "driverGetVersion", "runtimeGetVersion", "memGetInfo", "getDeviceProperties", "CUDARuntimeError")]
-names += [("cuda.", cupy.cuda, "cublas"), ("cuda.memory.", cupy.cuda.memory, "OutOfMemoryError"), ("cupyx.scipy.special.", cupyx.scipy.special, "erfc")]
+names += [("cuda.", cupy.cuda, "cublas")]
+names += [("cuda.memory.", cupy.cuda.memory, "OutOfMemoryError"), ("cupyx.scipy.special.", cupyx.scipy.special, "erfc")]
 print(*[where + n for where, owner, n in names if not hasattr(owner, n)])
 print(issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError), issubclass(cupy.cuda.runtime.CUDARuntimeError, RuntimeError))
 """
