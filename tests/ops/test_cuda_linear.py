@@ -96,7 +96,7 @@ def test_the_epilogue_is_worth_more_where_the_sum_is_short_and_y_is_large():
 
 def test_explain_says_which_one_and_why(monkeypatch):
     module = import_module("minisd.ops.dispatch")  # `minisd.ops.dispatch` is the function
-    monkeypatch.setattr(module, "array_module", lambda *arrays: SimpleNamespace(__name__="cupy"))
+    monkeypatch.setattr(module, "array_module", lambda *arrays, names=None: SimpleNamespace(__name__="cupy"))
     x, w, b, skip = (np.empty(shape, "float16") for shape in ((8192, 320), (320, 320), (320,), (8192, 320)))
     with on_device(Simulator()):
         fused, bare = ops.explain("linear", x, w, b, skip=skip), ops.explain("linear", x, w)
