@@ -55,6 +55,13 @@ def rung(op: str, name: str, *, owner: str, numerics: str = "exact", refuses: Ca
     return register
 
 
+def _owner(args, kwargs) -> str:
+    """The library of the arrays among the arguments, "numpy" or "cupy"; those given by keyword, a mask or a skip, belong to it too."""
+    arrays = {f"argument {i}": a for i, a in enumerate(args) if hasattr(a, "dtype")}
+    arrays |= {name: a for name, a in kwargs.items() if getattr(a, "ndim", 0)}
+    return array_module(*arrays.values(), names=list(arrays)).__name__
+
+
 def _reason_against(r: Rung, owner: str, choices: dict, args, kwargs) -> str | None:
     if r.owner not in (owner, "any"):
         return f"is for {r.owner} arrays, these are {owner}'s"
@@ -72,7 +79,7 @@ def dispatch(op: str, *args, **kwargs):
     if _EXPLAIN.get():
         return ladder(op, args, kwargs)
     choices = _CHOICES.get()
-    owner = array_module(*(a for a in args if hasattr(a, "dtype"))).__name__
+    owner = _owner(args, kwargs)
     for r in reversed(RUNGS[op]):
         if _reason_against(r, owner, choices, args, kwargs) is None:
             return r.run(*args, **kwargs)
@@ -82,7 +89,7 @@ def dispatch(op: str, *args, **kwargs):
 def ladder(op: str, args=(), kwargs=None) -> str:
     """The rungs of `op`, slow → fast, a line each. With an input: which one runs, and what each of the others says."""
     lines, chosen = [], False
-    owner = array_module(*(a for a in args if hasattr(a, "dtype"))).__name__
+    owner = _owner(args, kwargs or {})
     for r in reversed(RUNGS[op]):
         note = ""
         if args:

@@ -5,7 +5,7 @@ import pytest
 
 from minisd import ops
 from minisd.ops import reference
-from minisd.ops.cuda import conv2d
+from minisd.ops.cuda import conv2d, linear
 from minisd.ops.cuda.device import on_device
 from minisd.ops.cuda.kernel import source
 from minisd.ops.cuda.tiles import LARGE, SMALL, WIDE
@@ -195,7 +195,7 @@ def test_planted_bugs_are_found(bug, monkeypatch):
     old, new, complaint = PLANTED[bug]
     text = source("conv2d/5_split_k.cu")
     assert text.count(old) == 1
-    instances = (conv2d.PARTS(*SMALL.sizes, 1), conv2d.TOTAL())
+    instances = (conv2d.PARTS(*SMALL.sizes, 1), linear.TOTAL("float"))
     library = compile_text(text.replace(old, new), instances)
     monkeypatch.setattr(simulator, "function", lambda instance: getattr(library, simulator.symbol(instance)))
     x, w, b = inputs((1, 5, 3, 40), 24, 3, 3)

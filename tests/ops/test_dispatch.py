@@ -1,14 +1,16 @@
 """Which rung runs, who decides, and what is said about it."""
 
 import asyncio
+import sys
 import threading
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from minisd import ops
-from minisd.errors import UsageError
+from minisd.errors import ContractError, UsageError
 from minisd.ops.dispatch import PROFILES, RUNGS, dispatch, explaining, rung
 
 ALL = [pytest.param(r, id=f"{op}/{r.name}") for op, ladder in RUNGS.items() for r in ladder]
@@ -206,3 +208,16 @@ def test_explain_adds_the_details_of_the_rung_that_runs(monkeypatch):
     changed = [replace(r, details=(lambda x: f"{x.size} numbers") if r.name == "in_place" else never) for r in RUNGS["silu"]]
     monkeypatch.setitem(RUNGS, "silu", changed)
     assert "· RUNS: 6 numbers" in ops.explain("silu", np.zeros((2, 3), "float32"))
+
+
+def test_an_array_of_another_owner_is_named_also_among_the_keywords(monkeypatch):
+    class DeviceArray(np.ndarray):
+        pass
+
+    module = ModuleType("cupy")
+    module.ndarray = DeviceArray
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    x = np.ones((2, 2), "float32")
+    with pytest.raises(ContractError, match="skip belongs to cupy, the first argument to numpy"):
+        ops.linear(x, x, skip=x.view(DeviceArray))
+    assert ops.attention(*[x[None, None]] * 3, scale=np.float64(0.5)).dtype == np.float32, "a NumPy scalar is no array of NumPy's"

@@ -10,7 +10,7 @@ from ...backend import array_module
 from ..dispatch import rung
 from .device import device
 from .kernel import OF_DTYPE, Kernel
-from .linear import linear_cublas, refuses_all_but_half, refuses_slower
+from .linear import linear_cublas, refuses_all_but_half, refuses_slower, total
 from .norm import HALF_OR_FLOAT, refuses_wide
 from .tiles import BK, LARGE, SMALL, TILES, WIDE, describe, parts_of, plan, predicted
 
@@ -21,7 +21,6 @@ IMPLICIT = Kernel("conv2d/2_implicit_gemm.cu", "conv2d_implicit", TILES_AND_ALIG
 FUSED = Kernel("conv2d/3_fused.cu", "conv2d_fused", TILES_AND_ALIGNED)
 UPSAMPLED = Kernel("conv2d/4_upsampled.cu", "conv2d_upsampled", TILES_AND_ALIGNED)
 PARTS = Kernel("conv2d/5_split_k.cu", "conv2d_parts", tuple((*tile.sizes, scale) for tile in TILES for scale in (1, 2)))
-TOTAL = Kernel("conv2d/5_split_k.cu", "conv2d_total")
 
 PATCH_BYTES = 64 << 20  # of the patches that im2col writes at a time
 
@@ -71,14 +70,13 @@ def launch_tiles(kernel: Kernel, pointers, w, y, shape, tile=None):
 def launch_parts(scale: int, x, w, b, embedding, skip, y, shape, tile, parts: int):
     """One block for each part of each tile, then the kernel that adds the parts and the epilogue.        shape: the twelve numbers of `shape_of`"""
     dev, (O, C, KH, KW) = device(), w.shape
-    x, w, b, embedding, skip = prepared(x, w, b, embedding, skip)
+    x, w = prepared(x, w)
     M = y.size // O
     slices, parts = parts_of(KH * KW * math.ceil(C / BK), parts)
     sums = dev.empty((parts, M, O), "float32")
     grid = (math.ceil(M / tile.BM), math.ceil(O / tile.BN), parts)
     dev.launch(PARTS(*tile.sizes, scale), grid, tile.threads, x, w, sums, *shape, slices, shared=tile.shared_bytes(by_k=True))
-    dev.launch(TOTAL(), math.ceil(y.size / 2048), 256, sums, b, embedding, skip, y, parts, len(y), M // len(y), O)
-    return y
+    return total(sums, b, embedding, skip, y, images=len(y))
 
 
 def _output(x, shape):

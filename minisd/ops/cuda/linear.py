@@ -10,13 +10,14 @@ from .cublas import product
 from .device import device
 from .kernel import OF_DTYPE, Kernel
 from .norm import HALF_OR_FLOAT, refuses_wide
-from .tiles import BIAS, BK, LARGE, SKIP, SMALL, WIDE, describe, plan, predicted, predicted_library
+from .tiles import BIAS, BK, LARGE, NOTHING, SKIP, SMALL, WIDE, describe, plan, predicted, predicted_library
 
 NAIVE = Kernel("gemm/1_naive.cu", "gemm_naive", HALF_OR_FLOAT)
 SHARED = Kernel("gemm/2_shared.cu", "gemm_shared", HALF_OR_FLOAT)
 REGISTERS = Kernel("gemm/3_registers.cu", "gemm_registers", HALF_OR_FLOAT)
 TILES_AND_EVEN = ((*SMALL.sizes, False), *((*tile.sizes, True) for tile in (SMALL, LARGE, WIDE)))  # last: whether N is even
 MMA = Kernel("gemm/4_mma.cu", "gemm_mma", TILES_AND_EVEN)
+TOTAL = Kernel("conv2d/5_split_k.cu", "conv2d_total", HALF_OR_FLOAT)
 
 
 def _product(kernel, x, w, b, skip, block, side):
@@ -46,6 +47,15 @@ def linear_shared(x, w, b, *, skip=None):
 def linear_registers(x, w, b, *, skip=None):
     """CUDA: tiles of 64 × 64, each thread keeps 4 × 4 sums in registers."""
     return _product(REGISTERS, x, w, b, skip, 256, 64)
+
+
+def total(sums, b, embedding, skip, y, *, images: int):
+    """y = Σ sums + b + embedding of each image + skip, one after the other in float32.        sums [parts, …], y [images, …, O], O a multiple of 8"""
+    dev, O = device(), y.shape[-1]
+    arrays = (None if a is None else dev.contiguous(a) for a in (sums, b, embedding, skip))
+    rows = y.size // (images * O)
+    dev.launch(TOTAL(OF_DTYPE[sums.dtype]), math.ceil(y.size / 2048), 256, *arrays, y, len(sums), images, rows, O)
+    return y
 
 
 def refuses_no_mma(x, w, *args, **kwargs):
@@ -87,15 +97,11 @@ def refuses_all_but_half(x, *args, **kwargs):
     return None if OF_DTYPE.get(x.dtype) == "half" else "takes float16: in float32 it is the reference"
 
 
-def passes_for(b, skip) -> tuple[int, ...]:
-    """What cuBLAS leaves to be added behind its product, in bytes a number."""
-    return (BIAS,) * (b is not None) + (SKIP,) * (skip is not None)
-
-
 def refuses_slower(own: float, M: int, N: int, K: int, b, skip):
-    """cuBLAS multiplies faster, but bias and skip are passes of their own behind it. own: the predicted time of the kernel that adds them itself."""
-    library = predicted_library(M, N, K, device().multiprocessors, passes_for(b, skip))
-    return f"is predicted to take {library:.0f} with bias and skip in passes of their own, mma {own:.0f}" if own <= library else None
+    """cuBLAS multiplies faster, but what is added needs a pass behind it. own: the predicted time of the kernel that adds it itself."""
+    added = SKIP if skip is not None else BIAS if b is not None else NOTHING
+    library = predicted_library(M, N, K, device().multiprocessors, added)
+    return f"is predicted to take {library:.0f} with the pass for bias and skip, mma {own:.0f}" if own <= library else None
 
 
 def refuses_where_mma_is_faster(x, w, b, *, skip=None):
@@ -108,9 +114,12 @@ def refuses_where_mma_is_faster(x, w, b, *, skip=None):
 
 @rung("linear", "cublas", owner="cupy", refuses=refuses_where_mma_is_faster)
 def linear_cublas(x, w, b, *, skip=None):
-    """cuBLAS: float16 operands, float32 sums; bias and skip in passes of their own."""
+    """cuBLAS: float16 operands, float32 sums; bias and skip in a second pass."""
     y = product(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w))  # one product, not one for each image
+    if b is None and skip is None:
+        return y
+    if y.size and len(w) % 8 == 0 and OF_DTYPE[y.dtype] == "half":
+        return total(y[None], b, None, skip, device().empty(y.shape, y.dtype), images=1)
     for term in (b, skip):
-        if term is not None:
-            y += term
+        y = y if term is None else y + term
     return y

@@ -71,10 +71,13 @@ def predicted(tile: Tile, parts: int, M: int, N: int, slices: int, processors: i
     return time + LAUNCH + 8 * STORE * blocks * tile.BM * tile.BN / (128 * 160) / processors  # sums in float32, written and read
 
 
-def predicted_library(M: int, N: int, K: int, processors: int, passes=()) -> float:
-    """The time of the product by cuBLAS, which leaves no multiprocessor idle, and of passes over y behind it, each of so many bytes a number."""
+NOTHING, BIAS, SKIP = 0, 4, 6  # bytes a number to add it behind a product: y is read and written again, a skip read (a bias with it is free)
+
+
+def predicted_library(M: int, N: int, K: int, processors: int, added: int) -> float:
+    """The time of the product by cuBLAS, which leaves no multiprocessor idle, and of the pass behind it that adds a bias or a skip."""
     share = M * N / (128 * 160) / processors
-    return LIBRARY * share * K / BK + FILL + sum(LAUNCH + STORE * share * moved for moved in passes)
+    return LIBRARY * share * K / BK + FILL + (LAUNCH + STORE * share * added if added else 0.0)
 
 
 @cache
@@ -107,20 +110,18 @@ def convolutions(processors: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-BIAS, SKIP = 4, 6  # bytes a number, when they are added behind the product: y is read and written again, the skip read
-LINEAR = {  # how many times C it sums, and the passes that cuBLAS needs behind it
-    "q, k, v": (1, ()), "in front of a transformer": (1, (BIAS,)), "behind attention": (1, (BIAS, SKIP)), "feed-forward, second": (4, (BIAS, SKIP)),
-}  # fmt: skip
+# How many times C it sums, and what is added.
+LINEAR = {"q, k, v": (1, NOTHING), "in front of a transformer": (1, BIAS), "behind attention": (1, SKIP), "feed-forward, second": (4, SKIP)}
 
 
 def products(processors: int) -> str:
-    """The predicted times of the UNet's linear layers, mma / cuBLAS with its passes, the less in bold, as a table in Markdown."""
+    """The predicted times of the UNet's linear layers, mma / cuBLAS with its pass, the less in bold, as a table in Markdown."""
     lines = [f"| pixels | {' | '.join(LINEAR)} |", f"|---|{'---:|' * len(LINEAR)}"]
     for side, C in LEVELS:
         cells = []
-        for factor, passes in LINEAR.values():
+        for factor, added in LINEAR.values():
             size = (IMAGES * side * side, C, factor * C // BK, processors)
-            own, library = predicted(*plan(*size, most_parts=1), *size), predicted_library(*size[:2], factor * C, processors, passes)
+            own, library = predicted(*plan(*size, most_parts=1), *size), predicted_library(*size[:2], factor * C, processors, added)
             cells.append(f"**{own:.0f}** / {library:.0f}" if own <= library else f"{own:.0f} / **{library:.0f}**")
         lines.append(f"| {IMAGES} · {side}×{side} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

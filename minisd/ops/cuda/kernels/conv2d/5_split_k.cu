@@ -32,9 +32,10 @@ conv2d_parts(const half* __restrict__ x, const half* __restrict__ w, float* __re
     });
 }
 
-// sums [parts, B S, O], b [O], embedding [B, O], skip [B, S, O] -> y [B, S, O]
+// sums [parts, B S, O], b [O], embedding [B, O], skip [B, S, O] -> y [B, S, O]. T = half: one part, a product by cuBLAS.
+template <typename T>
 __global__ void __launch_bounds__(256)
-conv2d_total(const float* __restrict__ sums, const half* __restrict__ OPTIONAL b, const half* __restrict__ OPTIONAL embedding,
+conv2d_total(const T* __restrict__ sums, const half* __restrict__ OPTIONAL b, const half* __restrict__ OPTIONAL embedding,
              const half* __restrict__ OPTIONAL skip, half* __restrict__ y, int parts, int B, int S, int O) {
     const long long size = (long long)B * S * O, at = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
     if (at >= size) return;
@@ -42,10 +43,10 @@ conv2d_total(const float* __restrict__ sums, const half* __restrict__ OPTIONAL b
     float total[8] = {};
     for (int part = 0; part < parts; part++)
 #pragma unroll
-        for (int i = 0; i < 8; i += 4) {
-            const Vector<float> v = load_vector(sums + part * size + at + i);
+        for (int i = 0; i < 8; i += Vector<T>::SIZE) {
+            const Vector<T> v = load_vector(sums + part * size + at + i);
 #pragma unroll
-            for (int j = 0; j < 4; j++) total[i + j] += v.value[j];
+            for (int j = 0; j < Vector<T>::SIZE; j++) total[i + j] += to_float(v.value[j]);
         }
     const auto add = [&](const half* from) {
         const Vector<half> v = load_vector(from);
