@@ -8,9 +8,10 @@ import pytest
 from minisd import ops
 from minisd.errors import UsageError
 from minisd.ops.cpu import conv2d
-from tests.numerics import assert_close_f64
+from tests.numerics import assert_close_f64, relative_l2
 
 ONE, NONE, VAE_DOWN = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
+BOUND = 6e-7  # of im2col, as its docstring says
 ROW_BYTES = 5 * 3 * 3 * 2 * 8  # the patches of one output row below: W′ = 5, 3×3 taps, 2 channels, float64
 
 
@@ -40,12 +41,28 @@ def test_stride_2_in_blocks(H, W, padding, rows, monkeypatch):
         assert_close_f64(ops.conv2d(x, w, stride=2, padding=padding), truth, name="stride 2", tolerance=1e-14)
 
 
+@pytest.mark.parametrize("C", [3, 128, 640, 1280])
+@pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
+def test_errors_of_long_and_of_short_sums(C, kernel, padding):
+    random = np.random.RandomState(C)
+    x, w = random.randn(1, 5, 6, C).astype("float32"), random.randn(64, C, kernel, kernel).astype("float32")
+    with ops.using(conv2d="reference"):
+        truth = ops.conv2d(x.astype("float64"), w.astype("float64"), padding=padding)
+    errors = {}
+    for rung in ("im2col", "short_sums"):
+        with ops.using(conv2d=rung):
+            errors[rung] = relative_l2(ops.conv2d(x, w, padding=padding), truth)
+    assert errors["im2col"] <= BOUND
+    assert errors["short_sums"] <= errors["im2col"] or C == 3  # which is two sums of two and one products
+    assert errors["short_sums"] <= 2.5e-7
+
+
 def test_a_kernel_with_one_tap_moves_the_picture():
     """Which way is up: tap (i, j) reads the pixel i rows below and j columns right of the padded corner."""
     x = np.arange(12, dtype="float32").reshape(1, 3, 4, 1)
     w = np.zeros((1, 1, 3, 3), dtype="float32")
     w[0, 0, 0, 2] = 1.0  # one row above, one column right
-    for rung in ("reference", "im2col"):
+    for rung in ("reference", "short_sums", "im2col"):
         with ops.using(conv2d=rung):
             y = ops.conv2d(x, w, padding=1)[0, :, :, 0]
         assert y.tolist() == [[0, 0, 0, 0], [1, 2, 3, 0], [5, 6, 7, 0]]

@@ -15,12 +15,12 @@ from minisd.backend import to_numpy
 from minisd.errors import UsageError
 from minisd.ops import cpu
 from tests.numerics import assert_close_f64, assert_faithful
-from tests.ops import test_feed_forward, test_linear, test_upsample_conv, test_winograd
+from tests.ops import test_conv2d, test_feed_forward, test_linear, test_upsample_conv, test_winograd
 from tests.ops.cases import CASES
 
 # A rung of the class "fast" is held to the bound in its docstring, by the test of its own file. These keep the rule all the same.
 # The GPU's rungs run on the simulator, in test_cuda_ladder.py.
-FAITHFUL = {("linear", "gemm"), ("feed_forward", "row_blocks")}
+FAITHFUL = {("linear", "gemm"), ("feed_forward", "row_blocks"), ("conv2d", "im2col")}
 RUNGS = [rung for ladder in ops.RUNGS.values() for rung in ladder
          if rung.owner != "cupy" and (rung.numerics == "exact" or (rung.op, rung.name) in FAITHFUL)]  # fmt: skip
 PAIRS = [pytest.param(r, c, id=f"{c.op}/{r.name}-{c.name}") for r in RUNGS for c in CASES if c.op == r.op]
@@ -44,7 +44,8 @@ def run(rung, args, kwargs):
 
 def test_every_fast_rung_is_held_to_the_bound_in_its_docstring():
     """The numbers that the tests of the rungs' own files assert are those that people read."""
-    held = {**test_winograd.BOUNDS, "nine_products": test_upsample_conv.BOUND, "gemm": test_linear.BOUND, "row_blocks": test_feed_forward.BOUND}
+    held = {**test_winograd.BOUNDS, "nine_products": test_upsample_conv.BOUND, "gemm": test_linear.BOUND, "im2col": test_conv2d.BOUND,
+            "row_blocks": test_feed_forward.BOUND}  # fmt: skip
     fast = [rung for ladder in ops.RUNGS.values() for rung in ladder if rung.numerics == "fast" and rung.owner == "numpy"]
     assert {r.name: float(re.search(r"error against float64 at most (\S+)", r.run.__doc__)[1]) for r in fast} == held
 

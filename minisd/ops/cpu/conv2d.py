@@ -8,7 +8,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..dispatch import dispatch, rung
 from .arena import empty
-from .linear import product, refuses_half
+from .linear import DEPTH, product, refuses_half
 from .parallel import blocks, parallel_for, scratch
 
 PATCH_BYTES = 4 << 20  # one block of patches; 128 channels at 512×512 would need 0.4 GB at once
@@ -48,8 +48,7 @@ def add_in_place(y, images, rows, embedding, skip):
         y[images, rows] += skip[images, rows]
 
 
-@rung("conv2d", "im2col", owner="numpy", refuses=refuses_half)
-def im2col(x, w, b, *, stride, padding, embedding=None, skip=None):
+def by_rows(x, w, b, stride, padding, embedding, skip, depth):
     """Σ over kernel rows of patches [H′·W′, KW·C] @ W [KW·C, C′], by blocks of output rows.
 
     In [B, H, W, C] the KW·C numbers under one kernel row lie side by side: a patch is one run. The rows are multiplied one after the
@@ -71,13 +70,28 @@ def im2col(x, w, b, *, stride, padding, embedding=None, skip=None):
         for i in range(KH):
             patches[...] = as_strided(window[:, i:], patches.shape, (sb, stride * sh, stride * sw, sc), writeable=False)
             if i == 0:
-                product(patches.reshape(-1, KW * C), weights[0], b, out=out)
+                product(patches.reshape(-1, KW * C), weights[0], b, out=out, depth=depth)
             else:
-                out += product(patches.reshape(-1, KW * C), weights[i], out=scratch("part", out.shape, x.dtype))
+                out += product(patches.reshape(-1, KW * C), weights[i], out=scratch("part", out.shape, x.dtype), depth=depth)
         add_in_place(y, images, rows, embedding, skip)
 
     parallel_for(pieces(len(x), H, W, PATCH_BYTES // (KW * C * x.itemsize)), block)
     return y
+
+
+@rung("conv2d", "short_sums", owner="numpy", refuses=refuses_half)
+def short_sums(x, w, b, *, stride, padding, embedding=None, skip=None):
+    """As im2col, with the products summed 160 at a time: as near to the truth as torch's convolutions."""
+    return by_rows(x, w, b, stride, padding, embedding, skip, DEPTH)
+
+
+@rung("conv2d", "im2col", owner="numpy", numerics="fast", refuses=refuses_half)
+def im2col(x, w, b, *, stride, padding, embedding=None, skip=None):
+    """Patches times weights: for each row of the kernel one matrix product, by blocks of output rows.
+
+    Numerics: fast. BLAS sums in longer runs than torch's convolutions do: relative L2 error against float64 at most 6e-7 on random images and weights.
+    """
+    return by_rows(x, w, b, stride, padding, embedding, skip, None)
 
 
 @rung("conv2d", "pointwise", owner="numpy", refuses=refuses_larger_kernels)
