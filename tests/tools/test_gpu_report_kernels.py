@@ -44,7 +44,7 @@ def test_the_rungs_of_the_gpu_in_the_simulator(few):
         kernels.correctness(record, np.asarray, owners=("numpy",))
     found = record.result["rungs"]
     assert before - {"geglu/vectors"} <= set(found) and record.result["wrong"] == 0
-    assert all(entry["problems"] == [] and entry["float16"] <= 1e-3 and entry["float32"] <= 1e-6 for entry in found.values())
+    assert all(entry["problems"] == [] for entry in found.values()) and 1e-5 < found["attention/flash"]["float16"] < 1e-3
     assert found["attention/flash"]["cases"] == 1 and record.result["checks"] == sum(entry["cases"] for entry in found.values()) > 100
 
 
