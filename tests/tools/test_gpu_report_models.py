@@ -121,7 +121,7 @@ def torch(monkeypatch):
     torch = pytest.importorskip("torch", reason="the `reference` extra is not installed")
     fakes = dict(
         Event=Event, Stream=Context, stream=Context, graph=Context, CUDAGraph=Context, current_stream=Context, synchronize=lambda: None,
-        empty_cache=lambda: None, get_device_properties=lambda device: types.SimpleNamespace(L2_cache_size=1000),
+        empty_cache=lambda: None, get_device_properties=lambda device: types.SimpleNamespace(L2_cache_size=1),
     )  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
