@@ -108,7 +108,8 @@ def test_the_pages_of_the_project_have_tables_and_no_made_up_number():
     for page in tables.PAGES.glob("*.md"):
         text = page.read_text("utf-8")
         for mark in tables.MARKERS.finditer(text):
-            found[mark[2]] = mark[0]
+            assert mark[2] not in found, f"the table {mark[2]} stands on {found[mark[2]]} and on {page.name}"
+            found[mark[2]] = page.name
         assert text.count("<!-- gpu:") == len(tables.MARKERS.findall(text)), f"{page.name}: a marker without its end"
         assert "Imaginary" not in text
     assert set(tables.TABLES) - {"step"} <= set(found) <= set(tables.TABLES)
