@@ -1,4 +1,4 @@
-"""`tools/gpu_report.py` without a GPU: the plan, what is resumed, what a stopped or broken part leaves, and how it refuses. Parts are made up here."""
+"""`tools/gpu_report.py` without a GPU: the plan, what is resumed, what a stopped or broken part leaves, and how it refuses. Parts are made up."""
 
 import importlib
 import json
@@ -79,7 +79,8 @@ def test_what_is_measured_is_not_measured_again(program):
 @pytest.mark.parametrize("entry, quick, expected", [
     (None, False, False), ({"status": "done", "environment": HERE, "quick": False}, True, True),
     ({"status": "done", "environment": HERE, "quick": True}, False, False), ({"status": "skipped", "environment": HERE, "quick": False}, False, True),
-    ({"status": "partial", "environment": HERE, "quick": False}, False, False), ({"status": "failed", "environment": HERE, "quick": False}, False, False),
+    ({"status": "partial", "environment": HERE, "quick": False}, False, False),
+    ({"status": "failed", "environment": HERE, "quick": False}, False, False),
     ({"status": "done", "environment": {**HERE, "driver": 2}, "quick": False}, False, False),
 ])  # fmt: skip
 def test_what_counts_as_measured(entry, quick, expected):
@@ -147,7 +148,8 @@ def test_what_a_part_leaves(made_up, tmp_path, capfd):
         record.put("a", 1)
         raise ValueError("no")
 
-    for function, expected in ((whole, ("done", "", {"a": 1.5})), (skipped, ("skipped", "torch is not installed", {})), (broken, ("failed", "ValueError: no", {"a": 1}))):
+    cases = {whole: ("done", "", {"a": 1.5}), skipped: ("skipped", "torch is not installed", {}), broken: ("failed", "ValueError: no", {"a": 1})}
+    for function, expected in cases.items():
         made_up(function)
         child("probe", path, 10, False)
         assert outcome(path) == expected

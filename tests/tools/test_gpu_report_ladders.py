@@ -62,8 +62,8 @@ def test_the_sides_are_those_of_a_forward_pass(monkeypatch):
 
 
 @pytest.mark.parametrize("part, key", [
-    (ladders.conv2d, "conv2d 1,5,3,4"), (ladders.attention, "attention 1,1,3,3,4"), (ladders.gemm, "linear 3,4,5"), (ladders.group_norm, "group_norm 1,2,32"),
-    (ladders.others, "silu 3,4"),
+    (ladders.conv2d, "conv2d 1,5,3,4"), (ladders.attention, "attention 1,1,3,3,4"), (ladders.gemm, "linear 3,4,5"),
+    (ladders.group_norm, "group_norm 1,2,32"), (ladders.others, "silu 3,4"),
 ])  # fmt: skip
 def test_a_ladder_part(part, key, monkeypatch):
     small = {"conv2d": ("1,5,3,4",), "upsample_conv2d": ("1,3,2,2",), "attention": ("1,1,3,3,4",), "linear": ("3,4,5",), "feed_forward": ("2,4",),

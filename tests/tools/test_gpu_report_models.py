@@ -121,7 +121,7 @@ def torch(monkeypatch):
     torch = pytest.importorskip("torch", reason="the `reference` extra is not installed")
     fakes = dict(
         Event=Event, Stream=Context, stream=Context, graph=Context, CUDAGraph=Context, current_stream=Context, synchronize=lambda: None,
-        empty_cache=lambda: None, get_device_properties=lambda device: types.SimpleNamespace(L2_cache_size=1000),
+        empty_cache=lambda: None, get_device_properties=lambda device: types.SimpleNamespace(L2_cache_size=1),
     )  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -145,7 +145,8 @@ def test_torchs_ops(torch, monkeypatch):
     from minisd.benchmark.calls import FORMS
 
     monkeypatch.setattr(baselines, "convolutions", lambda: {(1, 4, 3, 4, 3, 1): 2})
-    small = {"attention": (1, 1, 3, 3, 8), "group_norm": (1, 2, 32, 32), "conv2d": (1, 4, 3, 4), "linear": (3, 4, 5), "geglu": (3, 4), "layer_norm": (3, 4)}
+    small = {"attention": (1, 1, 3, 3, 8), "group_norm": (1, 2, 32, 32), "conv2d": (1, 4, 3, 4), "linear": (3, 4, 5)}
+    small |= {"geglu": (3, 4), "layer_norm": (3, 4)}
     for op, numbers in small.items():
         monkeypatch.setitem(FORMS, op, replace(FORMS[op], presets={"small": numbers}))
     record = Record(quick=False)

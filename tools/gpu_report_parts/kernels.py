@@ -89,7 +89,7 @@ def bound_of(rung, dtype: str) -> float:
 
 
 def correctness(record, to_device: Callable | None = None, owners=("cupy",)):
-    """For every rung of the GPU: how many cases it took, its largest error, and what went wrong.
+    """For every rung of the GPU: how many cases it took, its largest relative error (1 where all is below float16), and what went wrong.
 
     to_device, owners: the simulator's in the tests
     """

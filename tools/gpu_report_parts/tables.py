@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from minisd.ops import RUNGS
+
 from . import acceptance
 from .acceptance import result
 from .predictions import PREDICTED
@@ -44,8 +46,11 @@ def machines(data: dict, parts) -> str:
 
 
 def predicted(*ops) -> str:
-    """The table before anything was measured."""
-    rows = [(op, rung, f"{share} %", "–") for op in ops for rung, share in PREDICTED.get(op, {}).items()]
+    """The table before anything was measured: the rungs that there are."""
+    rungs = {op: [r.name for r in RUNGS[op] if r.owner == "cupy"] for op in ops}
+    rows = [(op, rung, f"{share} %", "–") for op in ops for rung, share in PREDICTED.get(op, {}).items() if rung in rungs[op]]
+    if not rows:
+        return ""
     return table(("op", "rung", "predicted, of the roof", "measured"), rows)
 
 
@@ -75,7 +80,8 @@ def ladder(data: dict, part: str, *ops) -> str:
     found = {key: entry for key, entry in result(data, part).items() if key.partition(" ")[0] in ops and "rows" in entry}
     rows = [cells for key, entry in found.items() for cells in ladder_rows(key, entry, torch.get(key, {}))]
     if not rows:
-        return NOT_YET.format(parts=f" --parts device,{part},torch_ops") + "\n" + predicted(*ops)
+        guesses = predicted(*ops)
+        return NOT_YET.format(parts=f" --parts device,{part},torch_ops") + ("\n" + guesses if guesses else "")
     every = [(key, r["rung"], r["left_out"]) for key, entry in found.items() for r in entry["rows"]]
     wrong = [f"- {key}, {rung}: {reason}\n" for key, rung, reason in every if reason.startswith(("wrong", "failed"))]
     columns = ("shape", "rung", "error", "ms", "rate", "predicted, of the roof", "measured")
