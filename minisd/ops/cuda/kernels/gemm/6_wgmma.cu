@@ -11,30 +11,32 @@
 // Source:         PTX ISA, wgmma.mma_async, cp.async.bulk.tensor, mbarrier; CUTLASS's warp-specialised mainloop for sm_90.
 #include "wgmma_tile.cuh"
 
-// x [M, K] in boxes [128, 64], w [N, K] in boxes [BN, 64], b [N], skip [M, N] -> y [M, N]
-template <int BN>
-__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1)
+// x [M, K] in boxes [128, 64], w [N, K] in boxes [BN / CLUSTER, 64], b [N], skip [M, N] -> y [M, N]
+template <int BN, int CLUSTER>
+__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1) __cluster_dims__(CLUSTER, 1, 1)
 gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
            const half* __restrict__ OPTIONAL skip, half* __restrict__ y, int M, int N, int K) {
-    using Tile = WgmmaTile<BN, false>;
+    using Tile = WgmmaTile<BN, false, CLUSTER>;
     DYNAMIC_SHARED(char, shared);
-    const int across = (N + BN - 1) / BN, tiles = across * ((M + Tile::BM - 1) / Tile::BM), slices = (K + Tile::BK - 1) / Tile::BK;
+    constexpr int ROWS = CLUSTER * Tile::BM;  // of the tiles of a cluster
+    const int across = (N + BN - 1) / BN, tiles = across * ((M + ROWS - 1) / ROWS), slices = (K + Tile::BK - 1) / Tile::BK;
+    const int rank = Tile::rank(), first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
     if (threadIdx.x == Tile::CONSUMERS) prefetch_map(x), prefetch_map(w);
     Tile tile(shared);
 
     if (threadIdx.x >= Tile::CONSUMERS) {
-        if (threadIdx.x > Tile::CONSUMERS) return;
-        for (int t = blockIdx.x; t < tiles; t += gridDim.x)
+        for (int t = first; t < tiles && threadIdx.x == Tile::CONSUMERS; t += step)
             tile.produce(slices, [&](int slice, half* to_a, half* to_b, Barrier* full) {
-                tma_load(to_a, x, full, slice * Tile::BK, t / across * Tile::BM);
-                tma_load(to_b, w, full, slice * Tile::BK, t % across * BN);
+                tma_load(to_a, x, full, slice * Tile::BK, t / across * ROWS + rank * Tile::BM);
+                Tile::load_share(to_b, w, full, slice * Tile::BK, t % across * BN + rank * Tile::N_SHARE);
             });
+        Tile::finish();
         return;
     }
-    for (int t = blockIdx.x; t < tiles; t += gridDim.x) {
+    for (int t = first; t < tiles; t += step) {
         tile.consume(slices);
         tile.each_row([&](int row, auto pairs) {
-            const int m = t / across * Tile::BM + row;
+            const int m = t / across * ROWS + rank * Tile::BM + row;
             if (m >= M) return;
             const half* before = skip ? skip + (long long)m * N : nullptr;
             half* out = y + (long long)m * N;
@@ -47,4 +49,5 @@ gemm_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMa
             });
         });
     }
+    Tile::finish();
 }
