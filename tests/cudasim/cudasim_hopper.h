@@ -2,8 +2,7 @@
 //   - a TMA load lands when a thread waits for its barrier and nothing else can go on; its target is NaN until then; a load that overwrites
 //     what a product under way still reads, and a product of what has not landed, are reported
 //   - a product is done when its whole warpgroup waits for it and no other thread can go on, one warpgroup at a time; it reads its
-//     operands then, and its
-//     accumulators are NaN until then
+//     operands then, and its accumulators are NaN until then
 //   - the blocks of a cluster run at the same time; what reaches into one that has ended is reported
 //   - bytes that were not announced, arrivals too many or too few, a missing fence, threads of a warpgroup in different products are reported
 // Stricter than the PTX ISA: every group of products begins with a fence.

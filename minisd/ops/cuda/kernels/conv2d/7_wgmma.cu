@@ -7,7 +7,7 @@
 // Work split:     grid (boxes of pixels, O / BN, parts), four times the boxes for a doubled image, block 288 = two warpgroups
 //                 of 64 pixels and a warp that loads; ring of slices of 64 channels of one tap, each 128 (128 + BN) bytes: BN = 160 has
 //                 four, 145 KiB with 1 KiB to align; BN = 128 three, 97 KiB, two blocks a multiprocessor.
-// Global traffic: 18 M C O (1 / 128 + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip; with parts, + 8 parts M O.
+// Global traffic: 18 M C O (1 / (128 CLUSTER) + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip; with parts, + 8 parts M O.
 // Limits:         half; compute capability 9.0 only; 3 x 3, stride 1, padding 1; C a multiple of 8, O of 32; any image and batch.
 // Numerics:       as rung 3: sums in float in the order of the tensor core, then by parts; bias, embedding and skip added in float; one
 //                 rounding.

@@ -1,11 +1,12 @@
 // Idea:           a copy engine and tensor cores that work by themselves: one thread asks for boxes of x and w (TMA), four warps together
 //                 begin a product of 64 x BN x 16 whose operands stay in shared memory (wgmma), and barriers in memory say what is ready.
 // Differs:        from rung 4: no thread computes an address of an operand or holds a fragment of one; warps have roles, one loads and
-//                 eight multiply; no __syncthreads in the loop; a block makes several tiles, and loads for the next while it stores one.
+//                 eight multiply; no __syncthreads in the loop; a block makes several tiles, and loads for the next while it stores one;
+//                 two blocks with the same columns of y fetch half of w each and send it to both.
 // Work split:     grid as many blocks as there is room for, of tiles 128 x BN; block 288 = two warpgroups of 64 rows and a warp that
 //                 loads; ring of slices of 64, each 128 (128 + BN) bytes: BN = 160 has four, 145 KiB with 1 KiB to align; BN = 128 three,
 //                 97 KiB, two blocks a multiprocessor.
-// Global traffic: M N K (2 / 128 + 2 / BN) + 2 M N bytes, and 2 M N for the skip.
+// Global traffic: M N K (2 / (128 CLUSTER) + 2 / BN) + 2 M N bytes, and 2 M N for the skip.
 // Limits:         half; compute capability 9.0 only; K a multiple of 8 (TMA's strides are multiples of 16 bytes), N even; any M.
 // Numerics:       as rung 4: products of halves exact, sums in float in the order of the tensor core; one rounding at the end.
 // Source:         PTX ISA, wgmma.mma_async, cp.async.bulk.tensor, mbarrier; CUTLASS's warp-specialised mainloop for sm_90.
