@@ -100,8 +100,12 @@ __device__ __forceinline__ int cluster_rank() {
     asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-// For all threads of the cluster that have not returned. A block must not end while another may still reach into it.
-__device__ __forceinline__ void cluster_sync() { asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory"); }
+// For all threads of the cluster that have not returned; the lanes of a warp meet first, for the barrier counts warps. A block must not end
+// while another may still reach into it.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 // Arrives at the barrier at the same place in another block, or in this one.
 __device__ __forceinline__ void barrier_arrive_in(Barrier* b, int rank) {
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::
