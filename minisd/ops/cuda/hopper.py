@@ -7,7 +7,7 @@ import math
 from itertools import product
 
 from ..dispatch import rung
-from .attention import refuses_other_widths, tokens
+from .attention import refuses_mask, tokens
 from .conv2d import prepared
 from .device import device
 from .kernel import Kernel
@@ -22,7 +22,8 @@ WIDTHS = tuple((BN, cluster) for BN in BLOCKS for cluster in CLUSTERS)
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
 ADD_PARTS = Kernel("conv2d/7_wgmma.cu", "conv2d_add_parts")
-ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", ((40,), (64,), (80,), (160,)))
+HEADS = (40, 64, 80, 160)
+ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", tuple((D,) for D in HEADS))
 THREADS = 288  # two warpgroups that multiply, one warp that loads
 
 
@@ -166,9 +167,11 @@ def attention_bytes(D: int) -> int:
 
 
 def refuses_other_attention(q, k, v, *, scale, **kwargs):
-    reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
-    if reason or scale <= 0:
-        return reason or "looks for the largest score before it is scaled: takes a scale above 0"
+    reason = refuses_mask(q, k, v, scale=scale, **kwargs) or refuses_all_but_half(q)
+    if reason or q.shape[3] not in HEADS:
+        return reason or f"is made for heads of {', '.join(map(str, HEADS))}"
+    if scale <= 0:
+        return "looks for the largest score before it is scaled: takes a scale above 0"
     if k.shape[2] <= keys_of_a_tile(q.shape[3]):
         return "has nothing to overlap: the keys are a single tile"
     return refuses_other_gpus()
