@@ -1,6 +1,7 @@
 // Runs the text of CUDA kernels on the CPU: forced in front of a .cu file that g++ compiles. x86-64 Linux.
 //
-// The threads of a block are fibers on one OS thread; blocks follow one another. What a GPU leaves undefined is made to show:
+// The threads of a block, or of a cluster of blocks, are fibers on one OS thread; blocks, or clusters, follow one another. What a GPU
+// leaves undefined is made to show:
 //   - shared memory is NaN when a block begins; cp.async lands only at its wait, and its target is NaN until then
 //   - a warp-wide instruction waits for every lane of its mask; lanes that meet in different instructions are reported
 //   - a barrier waits for every thread that has not returned; threads at different barriers, and threads that wait for ever, are reported
@@ -33,12 +34,14 @@
 #undef __host__
 #undef __forceinline__
 #undef __launch_bounds__
+#undef __cluster_dims__
 #undef __shared__
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static thread_local  // thread_local only to gather all such arrays in one segment, which `poison_static_shared` finds
 #define CUDASIM 1
 #define NO_CHECKS __attribute__((no_sanitize("undefined")))
@@ -73,7 +76,11 @@ static size_t stack_count;
 static void* scheduler_stack_pointer;
 static int current;            // the fiber that runs, -1: the scheduler
 static std::vector<std::vector<std::vector<Copy>>> copies;  // [thread][group]: cp.async under way
-static char *shared_begin, *shared_end;
+static char *shared_begin, *shared_end;  // of the block whose thread runs
+static std::vector<char*> shared_of;     // [block of the cluster]
+static size_t shared_bytes;
+static int threads_per_block;
+static Index first_block;  // of the cluster
 static void (*body)(void**);
 static void** body_arguments;
 static unsigned random_state;
@@ -110,9 +117,15 @@ static void fiber_entry() {
     leave(DONE);
     abort();
 }
+static int block_of(int thread) { return thread / threads_per_block; }
+static void enter_block(int rank) {
+    block_index = first_block, block_index.x += rank;
+    shared_begin = shared_of[rank], shared_end = shared_begin + shared_bytes;
+}
 static void resume(int i) {
     current = i;
     thread_index = fibers[i].index;
+    enter_block(block_of(i));
     cudasim_switch(&scheduler_stack_pointer, fibers[i].stack_pointer);
     current = -1;
 }
@@ -128,7 +141,8 @@ static void make_fibers(unsigned count) {
     copies.assign(count, {});
     begin_hopper(count);
     for (unsigned i = 0; i < count; i++) {
-        fibers[i].index = {i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)};
+        const unsigned t = i % threads_per_block;
+        fibers[i].index = {t % block_size.x, t / block_size.x % block_size.y, t / (block_size.x * block_size.y)};
         void** top = (void**)(stacks + (i + 1) * STACK - 64);
         *--top = nullptr;
         *--top = (void*)fiber_entry;
@@ -150,22 +164,6 @@ static void collective(unsigned mask, const char* place, int line, Collective op
 static void barrier(int line) {
     fibers[current].place = "__syncthreads", fibers[current].line = line;
     leave(AT_BARRIER);
-}
-
-// Waits until the condition is met. Conditions are looked at when no thread of the block can go on without them: as late as possible.
-// Those of patient threads when the others are of no help either.
-static void wait_for(Condition condition, const char* place, bool patient) {
-    Fiber& f = fibers[current];
-    f.place = place, f.line = 0, f.condition = condition, f.patient = patient;
-    leave(AT_CONDITION);
-}
-static bool release_conditions(bool patient) {
-    bool released = false;
-    for (size_t i = 0; i < fibers.size() && !failure[0]; i++) {
-        Fiber& f = fibers[i];
-        if (f.state == AT_CONDITION && f.patient == patient && f.condition((int)i)) f.state = RUNNABLE, released = true;
-    }
-    return released;
 }
 
 // Runs a warp's collective once every lane of its mask that has not returned has arrived. True if any lane goes on.
@@ -204,6 +202,25 @@ static void arrange(std::vector<int>& order, int n, int way) {
         for (int i = n - 1; i > 0; i--) std::swap(order[i], order[random_below(i + 1)]);
 }
 
+// Waits until the condition is met. Conditions are looked at when no thread of the block can go on without them: as late as possible.
+// Those of patient threads when the others are of no help either, and then one that was met releases the threads that share it, no more.
+static void wait_for(Condition condition, const char* place, bool patient) {
+    Fiber& f = fibers[current];
+    f.place = place, f.line = 0, f.condition = condition, f.patient = patient;
+    leave(AT_CONDITION);
+}
+static bool one_is_met;  // of the patient ones, in this round
+static bool release_conditions(bool patient, const std::vector<int>& order) {
+    bool released = false;
+    one_is_met = false;
+    for (int i : order) {
+        Fiber& f = fibers[i];
+        if (failure[0] || f.state != AT_CONDITION || f.patient != patient || !f.condition(i)) continue;
+        f.state = RUNNABLE, released = true;
+    }
+    return released;
+}
+
 static void report_deadlock() {
     char list[256];
     size_t used = 0;
@@ -220,9 +237,29 @@ static void report_deadlock() {
     fail("deadlock:%s%s", list, barriers);
 }
 
+// A block's threads go on once all that have not returned are at its barrier. Returns how many have.
+static int release_barrier(int begin, bool& progress) {
+    int done = 0, waiting = 0;
+    const Fiber* first = nullptr;
+    for (int i = begin; i < begin + threads_per_block; i++) {
+        done += fibers[i].state == DONE, waiting += fibers[i].state == AT_BARRIER;
+        if (!first && fibers[i].state == AT_BARRIER) first = &fibers[i];
+    }
+    if (!waiting || waiting + done < threads_per_block) return done;
+    for (int i = begin; i < begin + threads_per_block; i++) {
+        Fiber& f = fibers[i];
+        if (f.state != AT_BARRIER) continue;
+        if (f.line != first->line)
+            fail("divergent barrier: thread %d is at line %d, thread %d at line %d", int(first - &fibers[0]), first->line, i, f.line);
+        f.state = RUNNABLE;
+    }
+    progress = true;
+    return done;
+}
+
 static void run_block(int way) {
     const int count = (int)fibers.size(), warps = (count + 31) / 32;
-    std::vector<int> warp_order, lane_order;
+    std::vector<int> warp_order, lane_order, thread_order;
     while (!failure[0]) {
         bool progress = false;
         arrange(warp_order, warps, way);
@@ -237,25 +274,14 @@ static void run_block(int way) {
                 if (way == 2) break;  // the other warps go on before this one does
             }
         }
-        if (!progress && !failure[0]) progress = release_conditions(false) || release_conditions(true);
-        int done = 0, waiting = 0;
-        const Fiber* first = nullptr;
-        for (const Fiber& f : fibers) {
-            done += f.state == DONE, waiting += f.state == AT_BARRIER;
-            if (!first && f.state == AT_BARRIER) first = &f;
+        if (!progress && !failure[0]) {
+            arrange(thread_order, count, way);
+            progress = release_conditions(false, thread_order) || release_conditions(true, thread_order);
         }
+        int done = 0;
+        for (int begin = 0; begin < count; begin += threads_per_block) done += release_barrier(begin, progress);
         if (done == count) return end_hopper();
-        if (waiting && waiting + done == count) {
-            for (Fiber& f : fibers) {
-                if (f.state != AT_BARRIER) continue;
-                if (f.line != first->line)
-                    fail("divergent barrier: thread %d is at line %d, thread %d at line %d", int(first - &fibers[0]), first->line,
-                         int(&f - &fibers[0]), f.line);
-                f.state = RUNNABLE;
-            }
-        } else if (!progress && !failure[0]) {
-            report_deadlock();
-        }
+        if (!progress && !failure[0]) report_deadlock();
     }
 }
 
@@ -312,27 +338,36 @@ struct FaultHandlers {
 
 // ----- a launch ------------------------------------------------------------------------------------------------------------------
 
-// size = grid x y z, block x y z, bytes of dynamic shared memory. The message is empty when all went well.
+// size = grid x y z, block x y z, bytes of dynamic shared memory, blocks of a cluster (along x). The message is empty when all went well.
 static void launch(const unsigned* size, int way, void (*kernel)(void**), void** arguments, char* message, uint64_t* address) {
     grid_size = {size[0], size[1], size[2]}, block_size = {size[3], size[4], size[5]};
     body = kernel, body_arguments = arguments, random_state = 12345, failure[0] = 0, fault_address = 0, current = -1;
-    const size_t page = 4096, bytes = (size[6] + 127) / 128 * 128, room = (bytes + page - 1) / page * page;
-    char* memory = (char*)mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    mprotect(memory + room, page, PROT_NONE);
-    shared_begin = memory + room - bytes, shared_end = shared_begin + size[6];
+    const unsigned cluster = size[7];
+    threads_per_block = block_size.x * block_size.y * block_size.z, shared_bytes = size[6];
+    if (grid_size.x % cluster || (cluster > 1 && threads_per_block % 32))
+        fail("%u blocks of %d threads along x are no clusters of %u", grid_size.x, threads_per_block, cluster);
+    const size_t page = 4096, bytes = (shared_bytes + 127) / 128 * 128, room = (bytes + page - 1) / page * page;
+    char* memory = (char*)mmap(nullptr, cluster * (room + page), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    shared_of.clear();
+    for (unsigned rank = 0; rank < cluster; rank++) {
+        char* begin = memory + rank * (room + page);
+        mprotect(begin + room, page, PROT_NONE);
+        shared_of.push_back(begin + room - bytes);
+    }
     {
         FaultHandlers handlers;
         for (unsigned z = 0; z < grid_size.z && !failure[0]; z++)
             for (unsigned y = 0; y < grid_size.y && !failure[0]; y++)
-                for (unsigned x = 0; x < grid_size.x && !failure[0]; x++) {
-                    block_index = {x, y, z};
+                for (unsigned x = 0; x < grid_size.x && !failure[0]; x += cluster) {
+                    first_block = {x, y, z};
+                    enter_block(0);
                     poison_static_shared();
-                    memset(shared_begin, 0xFF, bytes);
-                    make_fibers(block_size.x * block_size.y * block_size.z);
+                    for (char* shared : shared_of) memset(shared, 0xFF, bytes);
+                    make_fibers(cluster * threads_per_block);
                     run_block(way);
                 }
     }
-    munmap(memory, room + page);
+    munmap(memory, cluster * (room + page));
     strcpy(message, failure);
     *address = fault_address;
 }

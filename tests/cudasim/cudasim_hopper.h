@@ -1,8 +1,9 @@
 // Hopper's barriers in shared memory, TMA copies and warpgroup products, as the PTX ISA describes them. Included at the end of cudasim.h.
 //   - a TMA load lands when a thread waits for its barrier and nothing else can go on; its target is NaN until then; a load that overwrites
 //     what a product under way still reads, and a product of what has not landed, are reported
-//   - a product is done when its whole warpgroup waits for it and no other thread can go on; it reads its operands then, and its
-//     accumulators are NaN until then
+//   - a product is done when its whole warpgroup waits for it and no other thread can go on, one warpgroup at a time; it reads its
+//     operands then, and its accumulators are NaN until then
+//   - the blocks of a cluster run at the same time; what reaches into one that has ended is reported
 //   - bytes that were not announced, arrivals too many or too few, a missing fence, threads of a warpgroup in different products are reported
 // Stricter than the PTX ISA: every group of products begins with a fence.
 // What it cannot see: a plain store to an operand of a product without fence.proxy.async.
@@ -12,6 +13,12 @@ namespace sim {
 
 // ----- shared memory by number ---------------------------------------------------------------------------------------------------
 
+// While it lives, addresses are those of another block of the cluster.
+struct InBlock {
+    const int before = int(block_index.x - first_block.x);
+    explicit InBlock(int rank) { enter_block(rank); }
+    ~InBlock() { enter_block(before); }
+};
 static char* shared_origin() { return (char*)((uintptr_t)shared_begin & ~(uintptr_t)4095); }  // so that alignment is the pointer's
 static unsigned shared_address(const void* p) { return (unsigned)((const char*)p - shared_origin()); }
 static unsigned swizzled(unsigned address, unsigned row_bytes) { return address ^ (address >> 3 & (row_bytes - 16)); }
@@ -35,7 +42,7 @@ struct alignas(64) TensorMap {
     uint32_t unused[8];
 };
 static_assert(sizeof(TensorMap) == 128, "as large as the driver's");
-struct Load { TensorMap map; Word* barrier; char* to; int corner[5]; };
+struct Load { TensorMap map; Word* barrier; char* to; int corner[5]; int rank; };  // rank: of the block that it lands in
 
 constexpr uint64_t MADE = 0x6d62617272696572;  // what a barrier's word holds here; its state is in `barriers`
 static std::vector<BarrierState> barriers;
@@ -87,6 +94,7 @@ static int box_bytes(const TensorMap& m) {
     return bytes;
 }
 static void land(const Load& load) {
+    const InBlock there(load.rank);
     const TensorMap& m = load.map;
     unsigned to = shared_address(load.to);
     for (unsigned i = 0, n = box_bytes(m) / 2; i < n; i++, to += 2) {
@@ -102,6 +110,7 @@ static void land(const Load& load) {
     }
 }
 static bool phase_is_over(int thread) {
+    const InBlock there(block_of(thread));
     BarrierState& b = barrier_at(awaited[thread], "barrier_wait");
     for (size_t i = 0; b.missing == 0 && i < loads.size() && int(b.phase & 1) == parity_of[thread];) {
         if (loads[i].barrier != b.at) { i++; continue; }
@@ -125,7 +134,7 @@ static void describe_barriers(char* text, size_t room) {
         const size_t used = strlen(text);
         if (waited_for && used + 100 < room)
             snprintf(text + used, room - used, " the barrier at byte %zd is in phase %u, without %d arrivals and %d bytes;",
-                     (char*)b.at - shared_begin, b.phase, b.missing, b.bytes);
+                     (char*)b.at - shared_of[0], b.phase, b.missing, b.bytes);
     }
 }
 
@@ -167,7 +176,8 @@ struct Operand {
         if (shared_origin() + first() < shared_begin || shared_origin() + end(n, is_by_n) > shared_end)
             stop("%s: thread %d has an operand outside of the dynamic shared memory", "wgmma");
         for (const Load& load : loads)
-            if (touches(load.to, box_bytes(load.map), n, is_by_n)) stop("%s: thread %d multiplies what a TMA load has not brought yet", "wgmma");
+            if (load.rank == block_of(current) && touches(load.to, box_bytes(load.map), n, is_by_n))
+                stop("%s: thread %d multiplies what a TMA load has not brought yet", "wgmma");
     }
 };
 
@@ -239,15 +249,18 @@ static void finish(int thread, int done) {
 }
 static bool products_are_done(int thread) {
     Products& mine = products[thread];
-    const int first = thread / WARPGROUP * WARPGROUP;
+    const InBlock there(block_of(thread));
+    const int in_block = thread % threads_per_block / WARPGROUP * WARPGROUP, first = block_of(thread) * threads_per_block + in_block;
     if (!mine.done) {
-        if (first + WARPGROUP > (int)fibers.size()) return fail("thread %d multiplies in a warpgroup that is not whole", thread), false;
+        if (one_is_met) return false;
+        if (in_block + WARPGROUP > threads_per_block) return fail("thread %d multiplies in a warpgroup that is not whole", thread), false;
         for (int t = first; t < first + WARPGROUP; t++) {
             if (fibers[t].state == DONE) return fail("thread %d waits for products, thread %d has returned", thread, t), false;
             if (fibers[t].state != AT_CONDITION || fibers[t].condition != products_are_done) return false;
             if (products[t].groups.size() != mine.groups.size() || products[t].pending != mine.pending)
                 return fail("divergent warpgroup: threads %d and %d wait for different groups of products", thread, t), false;
         }
+        one_is_met = true;
         const int done = std::max(0, (int)mine.groups.size() - 1 - mine.pending);
         for (int g = 0; g < done; g++)
             for (int i = 0; i < (int)mine.groups[g].size() && !failure[0]; i++) multiply(first, g, i);
@@ -263,25 +276,65 @@ static void wgmma_wait(int pending) {
 
 // ----- TMA -----------------------------------------------------------------------------------------------------------------------
 
-static void tma_load(void* to, const TensorMap& map, Word* barrier, std::initializer_list<int> corner) {
+static void begin_load(char* to, const TensorMap& map, Word* barrier, std::initializer_list<int> corner) {
+    const int bytes = box_bytes(map), rank = int(block_index.x - first_block.x);
     const BarrierState& b = barrier_at(barrier, "tma_load");
-    const int bytes = box_bytes(map);
     if (!b.known_to_tma) stop("%s: thread %d uses a barrier before barriers_are_made", "tma_load");
     if (corner.size() != map.rank) stop("%s: thread %d names a corner of another rank than the tensor's", "tma_load");
     if (shared_address(to) % 128) stop("%s: thread %d has an address that is no multiple of 128", "tma_load");
-    if ((char*)to < shared_begin || (char*)to + bytes > shared_end) stop("%s: thread %d leaves the dynamic shared memory", "tma_load");
-    for (const Products& other : products)
-        for (const auto& group : other.groups)
+    if (to < shared_begin || to + bytes > shared_end) stop("%s: thread %d leaves the dynamic shared memory", "tma_load");
+    for (int t = rank * threads_per_block; t < (rank + 1) * threads_per_block; t++)
+        for (const auto& group : products[t].groups)
             for (const Product& p : group)
-                if ((!p.registers && Operand(p.a).touches((char*)to, bytes, 64, false)) || Operand(p.b).touches((char*)to, bytes, p.n, p.b_by_n))
+                if ((!p.registers && Operand(p.a).touches(to, bytes, 64, false)) || Operand(p.b).touches(to, bytes, p.n, p.b_by_n))
                     stop("%s: thread %d overwrites what a product under way still reads", "tma_load");
     for (const Load& load : loads)
-        if (load.to < (char*)to + bytes && (char*)to < load.to + box_bytes(load.map))
-            stop("%s: thread %d overwrites a load that is under way", "tma_load");
+        if (load.to < to + bytes && to < load.to + box_bytes(load.map)) stop("%s: thread %d overwrites a load that is under way", "tma_load");
     memset(to, 0xFF, bytes);
-    Load load{map, barrier, (char*)to, {}};
+    Load load{map, barrier, to, {}, rank};
     std::copy(corner.begin(), corner.end(), load.corner);
     loads.push_back(load);
+}
+static void tma_load(void* to, const TensorMap& map, Word* barrier, std::initializer_list<int> corner) {
+    begin_load((char*)to, map, barrier, corner);
+}
+
+// ----- clusters ------------------------------------------------------------------------------------------------------------------
+
+static std::vector<unsigned> synchronised;  // [thread]: how often
+
+// Goes on in another block's shared memory, which must not have ended.
+static void expect_alive(int rank, const char* place) {
+    if (rank < 0 || rank >= (int)shared_of.size()) stop("%s: thread %d names a block that its cluster does not have", place);
+    for (int t = rank * threads_per_block; t < (rank + 1) * threads_per_block; t++)
+        if (fibers[t].state != DONE) return;
+    stop("%s: thread %d reaches into a block that has ended", place);
+}
+static int cluster_rank() { return block_of(current); }
+static bool all_are_here(int thread) {
+    for (size_t t = 0; t < fibers.size(); t++)
+        if (fibers[t].state != DONE && synchronised[t] < synchronised[thread]) return false;
+    return true;
+}
+static void cluster_sync() {
+    synchronised[current]++;
+    wait_for(all_are_here, "cluster_sync", false);
+}
+static void barrier_arrive_in(Word* at, int rank) {
+    expect_alive(rank, "barrier_arrive_in");
+    char* there = shared_of[rank] + ((char*)at - shared_begin);
+    const InBlock other(rank);
+    barrier_arrive((Word*)there);
+}
+// The box lands at the same place in every block of `mask`, and is counted by the barrier at the same place there.
+static void tma_load_to_all(void* to, const TensorMap& map, Word* barrier, unsigned mask, std::initializer_list<int> corner) {
+    const char* here = shared_begin;
+    for (int rank = 0; rank < 16; rank++) {
+        if (!(mask >> rank & 1)) continue;
+        expect_alive(rank, "tma_load_to_all");
+        const InBlock other(rank);
+        begin_load(shared_begin + ((char*)to - here), map, (Word*)(shared_begin + ((char*)barrier - here)), corner);
+    }
 }
 
 // ----- a block -------------------------------------------------------------------------------------------------------------------
@@ -290,6 +343,7 @@ static void begin_hopper(unsigned threads) {
     barriers.clear(), loads.clear();
     awaited.assign(threads, nullptr), parity_of.assign(threads, 0);
     products.assign(threads, {});
+    synchronised.assign(threads, 0);
     for (Products& p : products) p.groups.emplace_back();
 }
 static void end_hopper() {

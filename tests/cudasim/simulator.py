@@ -102,7 +102,7 @@ def run_text(f, instance: Instance, grid, block, arguments: list, shared: int, w
     results = []
     for way in ways:
         with Buffers(instance, arguments, at_end=way != BACKWARD) as buffers:
-            size = (ctypes.c_uint * 7)(*grid, *block, shared)
+            size = (ctypes.c_uint * 8)(*grid, *block, shared, instance.cluster)
             message, address = ctypes.create_string_buffer(1024), ctypes.c_uint64()
             f(size, way, buffers.pointers(), message, ctypes.byref(address))
             if message.value:

@@ -292,10 +292,16 @@ def attention(random):
     return hopper.attention_wgmma(q, k, v, **keywords), reference.attention(*(a.astype("float64") for a in (q, k, v)), **keywords)
 
 
+EXPRESSIONS = ("gemm_wgmma<128, 2>", "conv2d_wgmma<128, 1>", "attention_wgmma<40>")  # what these run
 CHANGES = {  # what is run, its file, the line, what stands there instead, how it is found
     "no_fence": (product, "gemm/6_wgmma.cu", "            wgmma_fence();", "", "begins a group of products without a fence"),
-    "too_few_arrivals": (product, "gemm/6_wgmma.cu", "barrier_init(empty + i, CONSUMERS / WARP)", "barrier_init(empty + i, 7)",
-                         "have arrived at a barrier"),
+    "too_few_arrivals": (product, "gemm/6_wgmma.cu", "barrier_init(empty + i, CLUSTER * CONSUMERS / WARP)",
+                         "barrier_init(empty + i, 15)", "have arrived at a barrier"),
+    "ends_before_its_neighbour": (product, "gemm/6_wgmma.cu", "(CLUSTER > 1) cluster_sync();\n    }\n    __device__ __forceinline__ static int",
+                                  "(false) return;\n    }\n    __device__ __forceinline__ static int", "reaches into a block that has ended"),
+    "keeps_its_share": (product, "gemm/6_wgmma.cu", "(1 << CLUSTER) - 1", "1 << rank()", "deadlock: .* and 8192 bytes"),
+    "tells_only_itself": (product, "gemm/6_wgmma.cu", "barrier_arrive_in(empty + slice % STAGES, lane);",
+                          "barrier_arrive_in(empty + slice % STAGES, rank());", "arrives at a barrier that waits for nobody|deadlock|overwrites"),
     "no_wait_for_empty": (convolution, "conv2d/7_wgmma.cu",
                           "if (begun >= STAGES) barrier_wait(empty + i, (begun / STAGES - 1) % 2);", "",
                           "arrives at a barrier that waits for nobody"),
@@ -312,7 +318,7 @@ def test_a_changed_line_of_a_kernel_is_found(name, monkeypatch):
     run, file, line, instead, message = CHANGES[name]
     text = source(file)
     assert text.count(line) == 1
-    instances = tuple(k.all()[0] for k in KERNELS if k.file == file)  # those that are run
+    instances = tuple(i for k in KERNELS if k.file == file for i in k.all() if i.expression in EXPRESSIONS)
     monkeypatch.setattr(simulator, "library", lambda file: compile_text(text.replace(line, instead), instances))
     with on_device(Simulator(capability=90)), pytest.raises(SimulatorError, match=message):
         run(np.random.RandomState(0))
@@ -323,3 +329,56 @@ def test_the_kernels_as_they_are(run):
     with on_device(Simulator(capability=90)):
         y, truth = run(np.random.RandomState(0))
     assert relative_l2(y, truth) <= 1e-3
+
+
+# ----- clusters --------------------------------------------------------------------------------------------------------------------
+
+SHARED_BOX = """
+#include "common.cuh"
+#include "hopper.cuh"
+// Block r of two fetches row r of x [2, 64] and sends it to both: y [2 blocks, 2 rows, 64]
+__global__ void __launch_bounds__(32) __cluster_dims__(2, 1, 1)
+toy(const __grid_constant__ TensorMap x, half* y, int bug) {
+    DYNAMIC_SHARED(char, shared);
+    half* to = (half*)(shared + (1024 - shared_address(shared) % 1024));
+    Barrier *full = (Barrier*)(to + 1024), *told = full + 1;
+    const int rank = cluster_rank();
+    if (threadIdx.x == 0) {
+        barrier_init(full, 1), barrier_init(told, 2), barriers_are_made();
+        if (bug == 2) barrier_expect(full, 256), tma_load_to_all(to + 512 * rank, x, full, 3, 0, rank);
+    }
+    cluster_sync();
+    if (threadIdx.x == 0 && bug != 2) barrier_expect(full, 256), tma_load_to_all(to + 512 * rank, x, full, bug == 1 ? 7 : 3, 0, rank);
+    barrier_wait(full, 0);
+    for (int i = threadIdx.x; i < 128; i += 32) y[blockIdx.x * 128 + i] = to[i / 64 * 512 + i % 64];
+    if (bug == 3 && rank == 0) return;
+    if (threadIdx.x < 2) barrier_arrive_in(told, threadIdx.x);
+    barrier_wait(told, 0);
+    cluster_sync();
+}"""
+
+
+def share(launch, bug=0, grid=4):
+    x = halves(2, 64)
+    y = launch(SHARED_BOX, TensorMap(x, (1, 64), 128), array(grid, 128, dtype="float16"), bug, grid=grid, shared=4096)[1]
+    return y, x.reshape(-1)
+
+
+def test_blocks_of_a_cluster_share_a_box(launch):
+    y, x = share(launch)
+    assert all(np.array_equal(part, x) for part in y)
+
+
+@pytest.mark.parametrize(
+    "bug, message",
+    [(1, "tma_load_to_all: thread 0 names a block that its cluster does not have"), (2, "names a barrier that is not made"),
+     (3, "barrier_arrive_in: thread .* reaches into a block that has ended")],
+)  # fmt: skip
+def test_a_mistake_between_blocks_is_reported(launch, bug, message):
+    with pytest.raises(SimulatorError, match=message):
+        share(launch, bug)
+
+
+def test_a_grid_that_is_no_whole_number_of_clusters(launch):
+    with pytest.raises(SimulatorError, match="3 blocks of 32 threads along x are no clusters of 2"):
+        share(launch, grid=3)

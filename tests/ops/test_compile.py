@@ -61,10 +61,10 @@ def test_a_kernel_is_compiled_once(compiler, tmp_path):
 def test_hoppers_own_instructions_are_compiled_for_hopper_alone(compiler):
     assert target(GEMM.file, "sm_90") == "sm_90a" and target(INSTANCE.file, "sm_90") == "sm_90"
     assert {target(GEMM.file, arch) for arch in ARCHITECTURES if arch != "sm_90"} == {None}
-    build(GEMM(160), "sm_90")
+    build(GEMM(160, 2), "sm_90")
     assert compiler == ["-arch=sm_90a"]
-    with pytest.raises(ResourceError, match=r"gemm_wgmma<160> cannot run on sm_100"):
-        build(GEMM(160), "sm_100")
+    with pytest.raises(ResourceError, match=r"gemm_wgmma<160, 2> cannot run on sm_100"):
+        build(GEMM(160, 2), "sm_100")
 
 
 def test_half_a_cache_entry_is_none(compiler):

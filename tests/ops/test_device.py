@@ -119,6 +119,11 @@ def test_a_wrong_map_is_refused_by_name(argument, message):
         module.bind(MAPPED, (argument,), np.ndarray)
 
 
+def test_a_grid_is_a_whole_number_of_clusters():
+    with pytest.raises(ContractError, match=r"a grid of \(3, 1, 1\) blocks for clusters of 2"):
+        Recorder().launch(module.Instance("toy.cu", "toy", (), cluster=2), 3, 32)
+
+
 def test_a_grid_of_no_blocks_is_nothing_to_do():
     assert launch(arguments(), grid=(0, 2)) == []
 

@@ -46,9 +46,10 @@ def test_linear(shape):
 
 
 @needs_kernels
-@pytest.mark.parametrize("shape", [(260, 320, 72), (300, 256, 264)])
-def test_a_block_makes_one_tile_after_another(shape, monkeypatch):
-    monkeypatch.setattr(hopper, "MULTIPROCESSORS", 1)
+@pytest.mark.parametrize("shape, cluster", [((260, 320, 72), 1), ((300, 256, 264), 2), ((260, 160, 136), 2)])
+def test_a_block_makes_one_tile_after_another(shape, cluster, monkeypatch):
+    monkeypatch.setattr(hopper, "MULTIPROCESSORS", cluster)
+    monkeypatch.setattr(hopper, "cluster_for", lambda tiles: cluster)
     x, w, b = linear_inputs(*shape)
     with on_hopper():
         y = hopper.product_wgmma(x, w, b)
@@ -97,6 +98,22 @@ def test_parts_of_a_tile_are_added(parts):
         y, plain = hopper.conv2d_wgmma(x, w, b, embedding, skip, parts=parts), hopper.conv2d_wgmma(x, w, parts=parts)
     assert relative_l2(plain, truth) <= 1e-3
     assert relative_l2(y, truth + b + embedding.astype("float64")[:, None, None] + skip) <= 1e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("cluster", hopper.CLUSTERS)
+@pytest.mark.parametrize("size, C_out", [((1, 8, 16, 72), 160), ((3, 8, 9, 40), 128)])
+def test_blocks_that_share_their_weights(size, C_out, cluster, monkeypatch):
+    """One box and three: the odd one out has a neighbour without pixels."""
+    monkeypatch.setattr(hopper, "cluster_for", lambda boxes: cluster)
+    x, w, _ = conv_inputs(size, C_out, 3, 3)
+    with on_hopper():
+        y = hopper.conv2d_wgmma(x, w, parts=2)
+    assert relative_l2(y, reference.conv2d(*wide(x, w, None), stride=1, padding=ONE)) <= 1e-3
+
+
+def test_clusters_leave_few_blocks_without_work():
+    assert [hopper.cluster_for(n) for n in (1, 2, 3, 4, 8, 9, 64)] == [1, 2, 1, 2, 2, 2, 2]
 
 
 @needs_kernels
@@ -244,9 +261,9 @@ def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
         ops.linear(x, w, b)
         with ops.using(linear="wgmma"):
             ops.linear(x, w, b)
-    conv = ["conv2d_wgmma<128>", "conv2d_add_parts"]
-    assert device.launches[:5] == [*conv, *conv, "attention_wgmma<64>"]
-    assert "wgmma" not in device.launches[5] and device.launches[-1] == "gemm_wgmma<128>"
+    conv = ["conv2d_wgmma<128, 1>", "conv2d_add_parts", "conv2d_wgmma<128, 2>", "conv2d_add_parts"]
+    assert device.launches[:5] == [*conv, "attention_wgmma<64>"]
+    assert "wgmma" not in device.launches[5] and device.launches[-1] == "gemm_wgmma<128, 1>"
 
 
 @pytest.mark.parametrize("needed", [hopper.tile_bytes(128), hopper.tile_bytes(160), *map(hopper.attention_bytes, (40, 64, 80, 160))])

@@ -98,6 +98,14 @@ def test_a_tensor_map_is_a_parameter_of_its_own_kind(tmp_path):
     assert (x.name, x.dtype.name, x.pointer, x.const, x.tensor_map) == ("x", "float16", False, True, True) and not y.tensor_map
 
 
+@pytest.mark.parametrize("size, template, cluster", [("2", (), 2), ("CLUSTER", (4,), 4)])
+def test_clusters_are_read_off_the_text(tmp_path, size, template, cluster):
+    path = tmp_path / "toy.cu"
+    text = f"__global__ void __launch_bounds__(32) __cluster_dims__({size}, 1, 1)\ntoy(int n) {{}}"
+    path.write_text("template <int CLUSTER>\n" * bool(template) + text, encoding="utf-8")
+    assert instantiate(str(path), "toy", template).cluster == cluster
+
+
 def test_files_for_hopper_are_known_by_what_they_include():
     assert for_hopper("gemm/6_wgmma.cu") and not for_hopper("gemm/4_mma.cu")
 

@@ -57,6 +57,7 @@ class Device(ABC):
         arguments = bind(instance, args, self.array_type)
         _expect(all(d > 0 for d in block) and math.prod(block) <= MAX_THREADS, instance, f"a block of {block} threads")
         _expect(all(0 <= d <= limit for d, limit in zip(grid, MAX_GRID)), instance, f"a grid of {grid} blocks")
+        _expect(grid[0] % instance.cluster == 0, instance, f"a grid of {grid} blocks for clusters of {instance.cluster}")
         limit = SHARED.get(self.capability, MAX_SHARED)
         _expect(0 <= shared <= limit, instance, f"{shared} bytes of shared memory, of {limit}")
         if math.prod(grid):  # an empty array is nothing to do, not an error

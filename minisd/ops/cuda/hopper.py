@@ -7,7 +7,7 @@ import math
 from itertools import product
 
 from ..dispatch import rung
-from .attention import refuses_other_widths, tokens
+from .attention import refuses_mask, tokens
 from .conv2d import prepared
 from .device import device
 from .kernel import Kernel
@@ -17,11 +17,13 @@ from .tensor_map import TensorMap
 CAPABILITY, MULTIPROCESSORS = 90, 132
 BM, BK, STAGES = 128, 64, {128: 3, 160: 4}  # as in wgmma_tile.cuh; STAGES by BN
 BLOCKS = {128: 2, 160: 1}  # that fit on a multiprocessor
-WIDTHS = ((128,), (160,))  # BN
+CLUSTERS = (1, 2)  # blocks that share each box of weights
+WIDTHS = tuple((BN, cluster) for BN in BLOCKS for cluster in CLUSTERS)
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
 CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
 ADD_PARTS = Kernel("conv2d/7_wgmma.cu", "conv2d_add_parts")
-ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", ((40,), (64,), (80,), (160,)))
+HEADS = (40, 64, 80, 160)
+ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", tuple((D,) for D in HEADS))
 THREADS = 288  # two warpgroups that multiply, one warp that loads
 
 
@@ -32,6 +34,11 @@ def refuses_other_gpus() -> str | None:
 def width_for(N: int) -> int:
     """BN: 160 where it divides N (all widths of the UNet), else 128."""
     return 160 if N % 160 == 0 else 128
+
+
+def cluster_for(tiles: int) -> int:
+    """Blocks of a cluster for so many tiles that need the same weights: two, unless one of two would have nothing to do."""
+    return 2 if tiles % 2 == 0 or tiles > 8 else 1
 
 
 def tile_bytes(BN: int) -> int:
@@ -55,9 +62,10 @@ def product_wgmma(x, w, b=None, skip=None):
     y = dev.empty((*x.shape[:-1], N), x.dtype)
     if y.size:
         BN = width_for(N)
-        maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN, BK), 128)
-        blocks = min(math.ceil(N / BN) * math.ceil(M / BM), BLOCKS[BN] * MULTIPROCESSORS)
-        dev.launch(GEMM(BN), blocks, THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
+        cluster = cluster_for(math.ceil(M / BM))
+        maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN // cluster, BK), 128)
+        clusters = min(math.ceil(N / BN) * math.ceil(M / (BM * cluster)), BLOCKS[BN] * MULTIPROCESSORS // cluster)
+        dev.launch(GEMM(BN, cluster), clusters * cluster, THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
     return y
 
 
@@ -117,12 +125,14 @@ def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, scale=1, parts=None
         return y
     BN, box = width_for(O), pixel_box(B, H, W)
     weights = w.reshape(9, C, O // 32, 32).transpose(0, 2, 1, 3)  # blocks of 32 columns
-    maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK, 32), 64)
-    grid = (scale * scale * boxes_for(box, (B, H, W)), math.ceil(O / BN))
+    boxes = scale * scale * boxes_for(box, (B, H, W))
+    cluster = cluster_for(boxes)
+    maps = TensorMap(x, (*box, BK), 128), TensorMap(weights, (1, BN // 32, BK // cluster, 32), 64)
+    grid = (math.ceil(boxes / cluster) * cluster, math.ceil(O / BN))
     parts = parts or parts_for(math.prod(grid), 9 * math.ceil(C / BK))
     partial = dev.empty((parts, *y.shape), "float32") if parts > 1 else None
     numbers = (B, H, W, C, O, *box[1:], scale)
-    dev.launch(CONV(BN), (*grid, parts), THREADS, *maps, b, embedding, skip, y, partial, *numbers, shared=tile_bytes(BN))
+    dev.launch(CONV(BN, cluster), (*grid, parts), THREADS, *maps, b, embedding, skip, y, partial, *numbers, shared=tile_bytes(BN))
     if parts > 1:
         dev.launch(ADD_PARTS(), math.ceil(y.size / 2048), 256, partial, b, embedding, skip, y, B, y.size // (B * O), O, parts)
     return y
@@ -157,9 +167,11 @@ def attention_bytes(D: int) -> int:
 
 
 def refuses_other_attention(q, k, v, *, scale, **kwargs):
-    reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
-    if reason or scale <= 0:
-        return reason or "looks for the largest score before it is scaled: takes a scale above 0"
+    reason = refuses_mask(q, k, v, scale=scale, **kwargs) or refuses_all_but_half(q)
+    if reason or q.shape[3] not in HEADS:
+        return reason or f"is made for heads of {', '.join(map(str, HEADS))}"
+    if scale <= 0:
+        return "looks for the largest score before it is scaled: takes a scale above 0"
     if k.shape[2] <= keys_of_a_tile(q.shape[3]):
         return "has nothing to overlap: the keys are a single tile"
     return refuses_other_gpus()

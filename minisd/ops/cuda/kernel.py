@@ -76,6 +76,7 @@ class Instance:
     file: str
     expression: str  # "flash<40>"
     parameters: tuple[Parameter, ...]
+    cluster: int = 1  # blocks, neighbours along x, that run at the same time and reach into each other's shared memory
 
 
 KERNELS: list["Kernel"] = []  # every one that is declared
@@ -106,20 +107,22 @@ class Kernel:
 @cache
 def instantiate(file: str, name: str, template: tuple) -> Instance:
     """The instance `name<template…>`, its parameters read off the text of the file."""
-    names, declared = _declaration(file, name)
+    names, declared, cluster = _declaration(file, name)
+    cluster = int(dict(zip(names, template)).get(cluster, cluster))
     types = TYPES | {n: TYPES[value] for n, value in zip(names, template) if value in TYPES}
     arguments = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)
-    return Instance(file, f"{name}<{arguments}>" if template else name, tuple(_parameter(text, types) for text in declared))
+    return Instance(file, f"{name}<{arguments}>" if template else name, tuple(_parameter(text, types) for text in declared), cluster)
 
 
-def _declaration(file: str, name: str) -> tuple[list[str], list[str]]:
-    """The names of the template's parameters and the parameters, each as text."""
-    found = re.search(rf"(?:template *<([^>]*)>\s*)?__global__ void(?: __launch_bounds__\([^()]*(?:\([^()]*\)[^()]*)*\))?\s+{name}\(([^)]*)\)",
+def _declaration(file: str, name: str) -> tuple[list[str], list[str], str]:
+    """The names of the template's parameters, the parameters, and how many blocks a cluster has, each as text."""
+    found = re.search(rf"(?:template *<([^>]*)>\s*)?__global__ void(?: __launch_bounds__\([^()]*(?:\([^()]*\)[^()]*)*\))?"
+                      rf"(?: __cluster_dims__\((\w+), 1, 1\))?\s+{name}\(([^)]*)\)",
                       (FOLDER / file).read_text(encoding="utf-8"))  # fmt: skip
     if not found:
         raise ContractError(f"{file} declares no kernel {name}", "", 'one is written `__global__ void name(…)`, after its template, if any')
     names = [part.split()[-1] for part in (found[1] or "").split(",") if part.strip()]
-    return names, [part.strip() for part in found[2].split(",")]
+    return names, [part.strip() for part in found[3].split(",")], found[2] or "1"
 
 
 def _parameter(text: str, types: dict) -> Parameter:

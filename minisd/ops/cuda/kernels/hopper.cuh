@@ -30,6 +30,12 @@ inline void prefetch_map(const TensorMap&) {}
 template <class... C> inline void tma_load(half* shared, const TensorMap& map, Barrier* b, C... c) {
     sim::tma_load(shared, map, &b->state, {c...});
 }
+template <class... C> inline void tma_load_to_all(half* shared, const TensorMap& map, Barrier* b, unsigned blocks, C... c) {
+    sim::tma_load_to_all(shared, map, &b->state, blocks, {c...});
+}
+inline int cluster_rank() { return sim::cluster_rank(); }
+inline void cluster_sync() { sim::cluster_sync(); }
+inline void barrier_arrive_in(Barrier* b, int rank) { sim::barrier_arrive_in(&b->state, rank); }
 template <int N, bool B_BY_N> inline void wgmma(float* d, Descriptor a, Descriptor b, bool add) { sim::wgmma(d, N, a, nullptr, b, B_BY_N, add); }
 template <int N, bool B_BY_N> inline void wgmma(float* d, const unsigned* a, Descriptor b, bool add) { sim::wgmma(d, N, 0, a, b, B_BY_N, add); }
 inline void wgmma_fence() { sim::wgmma_fence(); }
@@ -71,17 +77,39 @@ __device__ __forceinline__ void prefetch_map(const TensorMap& map) { asm volatil
 
 // One box of a tensor, its corner at c0 (the innermost axis), c1, …: lands in shared memory some time before b completes its phase.
 // Elements outside of the tensor are zeros, and count as bytes that landed.
-#define TMA_LOAD(RANK, COORDINATES, ...)                                                                                                 \
-    asm volatile("cp.async.bulk.tensor." RANK ".shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {" COORDINATES "}], [%2];" \
-                 ::"r"(shared_address(shared)), "l"(&map), "r"(shared_address(b)), __VA_ARGS__ : "memory")
+#define TMA_LOAD(RANK, TO, CORNER, REST, ...)                                                                                                \
+    asm volatile("cp.async.bulk.tensor." RANK ".shared::cluster.global.mbarrier::complete_tx::bytes" TO " [%0], [%1, {" CORNER "}], [%2]" REST \
+                 ";" ::"r"(shared_address(shared)), "l"(&map), "r"(shared_address(b)), __VA_ARGS__ : "memory")
 __device__ __forceinline__ void tma_load(half* shared, const TensorMap& map, Barrier* b, int c0, int c1) {
-    TMA_LOAD("2d", "%3, %4", "r"(c0), "r"(c1));
-}
-__device__ __forceinline__ void tma_load(half* shared, const TensorMap& map, Barrier* b, int c0, int c1, int c2) {
-    TMA_LOAD("3d", "%3, %4, %5", "r"(c0), "r"(c1), "r"(c2));
+    TMA_LOAD("2d", "", "%3, %4", "", "r"(c0), "r"(c1));
 }
 __device__ __forceinline__ void tma_load(half* shared, const TensorMap& map, Barrier* b, int c0, int c1, int c2, int c3) {
-    TMA_LOAD("4d", "%3, %4, %5, %6", "r"(c0), "r"(c1), "r"(c2), "r"(c3));
+    TMA_LOAD("4d", "", "%3, %4, %5, %6", "", "r"(c0), "r"(c1), "r"(c2), "r"(c3));
+}
+
+// Clusters: neighbouring blocks along x that run at the same time, each on a multiprocessor, and reach into each other's shared memory.
+// One box to the same place in every block whose bit is set, where the barrier at the same place counts it: fetched once for all.
+__device__ __forceinline__ void tma_load_to_all(half* shared, const TensorMap& map, Barrier* b, unsigned blocks, int c0, int c1) {
+    TMA_LOAD("2d", ".multicast::cluster", "%3, %4", ", %5", "r"(c0), "r"(c1), "h"((unsigned short)blocks));
+}
+__device__ __forceinline__ void tma_load_to_all(half* shared, const TensorMap& map, Barrier* b, unsigned blocks, int c0, int c1, int c2, int c3) {
+    TMA_LOAD("4d", ".multicast::cluster", "%3, %4, %5, %6", ", %7", "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"((unsigned short)blocks));
+}
+__device__ __forceinline__ int cluster_rank() {
+    int rank;
+    asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// For all threads of the cluster that have not returned; the lanes of a warp meet first, for the barrier counts warps. A block must not end
+// while another may still reach into it.
+__device__ __forceinline__ void cluster_sync() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Arrives at the barrier at the same place in another block, or in this one.
+__device__ __forceinline__ void barrier_arrive_in(Barrier* b, int rank) {
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::
+                 "r"(shared_address(b)), "r"(rank) : "memory");
 }
 
 #define D32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"

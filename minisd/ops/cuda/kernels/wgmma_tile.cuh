@@ -8,10 +8,14 @@
 #include "common.cuh"
 #include "hopper.cuh"
 
+// CLUSTER blocks that lie below each other in C need the same B: each fetches its share of it and sends it to all. A buffer is then empty
+// when the warps of all blocks have left it, for all may write to it.
+
 // B_BY_N: B's rows in memory are k (as in a convolution's weights), else they are n (a linear layer's).
-template <int BN_, bool B_BY_N> struct WgmmaTile {
+template <int BN_, bool B_BY_N, int CLUSTER> struct WgmmaTile {
     static constexpr int BM = 128, BN = BN_, BK = 64, STAGES = BN == 128 ? 3 : 4, CONSUMERS = 256, THREADS = CONSUMERS + WARP;
-    static constexpr int A_SIZE = BM * BK, B_SIZE = BN * BK, STAGE = A_SIZE + B_SIZE;  // in halves
+    static constexpr int A_SIZE = BM * BK, B_SIZE = BN * BK, B_SHARE = B_SIZE / CLUSTER, STAGE = A_SIZE + B_SIZE;  // in halves
+    static constexpr int K_SHARE = BK / CLUSTER, N_SHARE = BN / CLUSTER;  // a block's share of B: so many rows of k, or of n
 
     float c[BN / 2];
     half* ring;
@@ -23,20 +27,31 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
         ring = reinterpret_cast<half*>(shared + (1024 - shared_address(shared) % 1024));
         full = reinterpret_cast<Barrier*>(ring + STAGES * STAGE), empty = full + STAGES;
         if (threadIdx.x == 0) {
-            for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, CONSUMERS / WARP);
+            for (int i = 0; i < STAGES; i++) barrier_init(full + i, 1), barrier_init(empty + i, CLUSTER * CONSUMERS / WARP);
             barriers_are_made();
         }
-        __syncthreads();
+        if constexpr (CLUSTER > 1) cluster_sync();
+        else __syncthreads();
+    }
+    // Before a thread returns: the other blocks may still write to this one, and arrive here.
+    __device__ __forceinline__ static void finish() {
+        if constexpr (CLUSTER > 1) cluster_sync();
+    }
+    __device__ __forceinline__ static int rank() { return CLUSTER > 1 ? cluster_rank() : 0; }
+    // A load of the share of B.
+    template <class... C> __device__ __forceinline__ static void load_share(half* to, const TensorMap& map, Barrier* barrier, C... corner) {
+        if constexpr (CLUSTER > 1) tma_load_to_all(to, map, barrier, (1 << CLUSTER) - 1, corner...);
+        else tma_load(to, map, barrier, corner...);
     }
 
-    // For one thread: load(slice, a, b, barrier) asks TMA for A [128, 64] by k and for B.
+    // For one thread: load(slice, a, b, barrier) asks TMA for A [128, 64] by k and for this block's share of B.
     template <class Load> __device__ __forceinline__ void produce(int slices, Load load) {
 #pragma unroll 1
         for (int s = 0; s < slices; s++, begun++) {
             const int i = begun % STAGES;
             if (begun >= STAGES) barrier_wait(empty + i, (begun / STAGES - 1) % 2);  // the slice before it in this buffer has been multiplied
             barrier_expect(full + i, STAGE * 2);
-            load(s, ring + i * STAGE, ring + i * STAGE + A_SIZE, full + i);
+            load(s, ring + i * STAGE, ring + i * STAGE + A_SIZE + rank() * B_SHARE, full + i);
         }
     }
 
@@ -49,12 +64,14 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
 #pragma unroll 1
         for (int s = 0; s < slices; s++, begun++) {
             const half *a = ring + begun % STAGES * STAGE + rows * BK, *b = ring + begun % STAGES * STAGE + A_SIZE;
-            const Descriptor da = descriptor_by_k(a), db = B_BY_N ? descriptor_by_n(b, BK) : descriptor_by_k(b);
+            const Descriptor da = descriptor_by_k(a), db = B_BY_N ? descriptor_by_n(b, K_SHARE) : descriptor_by_k(b);
             barrier_wait(full + begun % STAGES, begun / STAGES % 2);
             wgmma_fence();
 #pragma unroll
-            for (int k = 0; k < BK / 16; k++)
-                wgmma<BN, B_BY_N>(c, further(da, k * NEXT_16_BY_K), further(db, k * (B_BY_N ? NEXT_16_BY_N : NEXT_16_BY_K)), true);
+            for (int k = 0; k < BK; k += 16) {
+                const int on = B_BY_N ? k / K_SHARE * B_SHARE * 2 + k % K_SHARE / 16 * NEXT_16_BY_N : k / 16 * NEXT_16_BY_K;
+                wgmma<BN, B_BY_N>(c, further(da, k / 16 * NEXT_16_BY_K), further(db, on), true);
+            }
             wgmma_commit();
             wgmma_wait<1>();  // the tensor cores have the next slice before the last one is let go
             if (s > 0) leave(begun - 1);
@@ -64,7 +81,9 @@ template <int BN_, bool B_BY_N> struct WgmmaTile {
         leave(begun - 1);
     }
     __device__ __forceinline__ void leave(int slice) {
-        if (threadIdx.x % WARP == 0) barrier_arrive(empty + slice % STAGES);
+        const int lane = threadIdx.x % WARP;
+        if (CLUSTER == 1 && lane == 0) barrier_arrive(empty + slice % STAGES);
+        if (CLUSTER > 1 && lane < CLUSTER) barrier_arrive_in(empty + slice % STAGES, lane);
     }
 
     // f(row, pairs) for every row that this thread holds a part of; pairs(g) calls g(column, C[row, column], C[row, column + 1]).

@@ -7,22 +7,22 @@
 // Work split:     grid (boxes of pixels, O / BN, parts), four times the boxes for a doubled image, block 288 = two warpgroups
 //                 of 64 pixels and a warp that loads; ring of slices of 64 channels of one tap, each 128 (128 + BN) bytes: BN = 160 has
 //                 four, 145 KiB with 1 KiB to align; BN = 128 three, 97 KiB, two blocks a multiprocessor.
-// Global traffic: 18 M C O (1 / 128 + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip; with parts, + 8 parts M O.
+// Global traffic: 18 M C O (1 / (128 CLUSTER) + 1 / BN) bytes, M pixels, + 2 M O, and 2 M O for the skip; with parts, + 8 parts M O.
 // Limits:         half; compute capability 9.0 only; 3 x 3, stride 1, padding 1; C a multiple of 8, O of 32; any image and batch.
 // Numerics:       as rung 3: sums in float in the order of the tensor core, then by parts; bias, embedding and skip added in float; one
 //                 rounding.
 // Source:         PTX ISA, cp.async.bulk.tensor (tiled mode, zero fill), wgmma.mma_async with B transposed; CUTLASS's sm_90 convolutions.
 #include "wgmma_tile.cuh"
 
-// x [B, H, W, C] in boxes [images, rows, columns, 64] of 128 pixels, w [9, O / 32, C, 32] in boxes [1, BN / 32, 64, 32],
+// x [B, H, W, C] in boxes [images, rows, columns, 64] of 128 pixels, w [9, O / 32, C, 32] in boxes [1, BN / 32, 64 / CLUSTER, 32],
 // b [O], embedding [B, O], skip [B, H', W', O] -> y [B, H', W', O], H' = scale H, W' = scale W, scale 1 or 2;
 // or, of the part blockIdx.z of K alone, partial [parts, B, H', W', O]
-template <int BN>
-__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1)
+template <int BN, int CLUSTER>
+__global__ void __launch_bounds__(288, BN == 128 ? 2 : 1) __cluster_dims__(CLUSTER, 1, 1)
 conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const half* __restrict__ OPTIONAL b,
              const half* __restrict__ OPTIONAL embedding, const half* __restrict__ OPTIONAL skip, half* __restrict__ y,
              float* __restrict__ OPTIONAL partial, int B, int H, int W, int C, int O, int rows, int columns, int scale) {
-    using Tile = WgmmaTile<BN, true>;
+    using Tile = WgmmaTile<BN, true, CLUSTER>;
     DYNAMIC_SHARED(char, shared);
     const int across = (W + columns - 1) / columns, down = (H + rows - 1) / rows, n0 = blockIdx.y * BN;
     const int box = blockIdx.x / (scale * scale), odd_row = blockIdx.x / scale % scale, odd_column = blockIdx.x % scale;
@@ -39,12 +39,13 @@ conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ Tensor
             tile.produce(slices, [&](int, half* to_a, half* to_b, Barrier* full) {
                 const int down_by = scale == 1 ? i - 1 : (odd_row + i - 1) >> 1, right_by = scale == 1 ? j - 1 : (odd_column + j - 1) >> 1;
                 tma_load(to_a, x, full, c, w0 + right_by, h0 + down_by, image0);
-                tma_load(to_b, w, full, 0, c, n0 / 32, 3 * i + j);
+                Tile::load_share(to_b, w, full, 0, c + Tile::rank() * Tile::K_SHARE, n0 / 32, 3 * i + j);
                 if ((c += Tile::BK) >= C) {
                     c = 0;
                     if (++j == 3) j = 0, i++;
                 }
             });
+        Tile::finish();
         return;
     }
     tile.consume(slices);
@@ -70,6 +71,7 @@ conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ Tensor
             store_two(out + n, v0, v1);
         });
     });
+    Tile::finish();
 }
 
 // partial [parts, B, S, O], b [O], embedding [B, O], skip [B, S, O] -> y [B, S, O]: eight channels a thread
