@@ -48,7 +48,7 @@ def test_linear(shape):
 @needs_kernels
 @pytest.mark.parametrize("shape, cluster", [((260, 320, 72), 1), ((300, 256, 264), 2), ((260, 160, 136), 2)])
 def test_a_block_makes_one_tile_after_another(shape, cluster, monkeypatch):
-    monkeypatch.setattr(hopper, "MULTIPROCESSORS", cluster)
+    monkeypatch.setattr(Simulator, "multiprocessors", cluster)
     monkeypatch.setattr(hopper, "cluster_for", lambda tiles: cluster)
     x, w, b = linear_inputs(*shape)
     with on_hopper():
@@ -261,7 +261,7 @@ def test_the_facade_chooses_them_on_hopper_and_the_product_only_by_name():
         ops.linear(x, w, b)
         with ops.using(linear="wgmma"):
             ops.linear(x, w, b)
-    conv = ["conv2d_wgmma<128, 1>", "conv2d_add_parts", "conv2d_wgmma<128, 2>", "conv2d_add_parts"]
+    conv = ["conv2d_wgmma<128, 1>", "conv2d_total<float>", "conv2d_wgmma<128, 2>", "conv2d_total<float>"]
     assert device.launches[:5] == [*conv, "attention_wgmma<64>"]
     assert "wgmma" not in device.launches[5] and device.launches[-1] == "gemm_wgmma<128, 1>"
 

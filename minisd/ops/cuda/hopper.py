@@ -11,17 +11,16 @@ from .attention import refuses_mask, tokens
 from .conv2d import prepared
 from .device import device
 from .kernel import Kernel
-from .linear import refuses_all_but_half, refuses_no_mma
+from .linear import refuses_all_but_half, refuses_no_mma, total
 from .tensor_map import TensorMap
 
-CAPABILITY, MULTIPROCESSORS = 90, 132
+CAPABILITY = 90
 BM, BK, STAGES = 128, 64, {128: 3, 160: 4}  # as in wgmma_tile.cuh; STAGES by BN
 BLOCKS = {128: 2, 160: 1}  # that fit on a multiprocessor
 CLUSTERS = (1, 2)  # blocks that share each box of weights
 WIDTHS = tuple((BN, cluster) for BN in BLOCKS for cluster in CLUSTERS)
 GEMM = Kernel("gemm/6_wgmma.cu", "gemm_wgmma", WIDTHS)
-CONV = Kernel("conv2d/7_wgmma.cu", "conv2d_wgmma", WIDTHS)
-ADD_PARTS = Kernel("conv2d/7_wgmma.cu", "conv2d_add_parts")
+CONV = Kernel("conv2d/6_wgmma.cu", "conv2d_wgmma", WIDTHS)
 HEADS = (40, 64, 80, 160)
 ATTENTION = Kernel("attention/7_wgmma.cu", "attention_wgmma", tuple((D,) for D in HEADS))
 THREADS = 288  # two warpgroups that multiply, one warp that loads
@@ -49,7 +48,7 @@ def tile_bytes(BN: int) -> int:
 # ----- linear --------------------------------------------------------------------------------------------------------------------
 
 
-def refuses_odd_widths(x, w, b):
+def refuses_odd_widths(x, w, b, *, skip=None):
     return refuses_no_mma(x, w, b) or ("stores two numbers at a time: needs an even width" if w.shape[0] % 2 else None) or refuses_other_gpus()
 
 
@@ -64,15 +63,15 @@ def product_wgmma(x, w, b=None, skip=None):
         BN = width_for(N)
         cluster = cluster_for(math.ceil(M / BM))
         maps = TensorMap(x.reshape(M, K), (BM, BK), 128), TensorMap(w, (BN // cluster, BK), 128)
-        clusters = min(math.ceil(N / BN) * math.ceil(M / (BM * cluster)), BLOCKS[BN] * MULTIPROCESSORS // cluster)
+        clusters = min(math.ceil(N / BN) * math.ceil(M / (BM * cluster)), BLOCKS[BN] * dev.multiprocessors // cluster)
         dev.launch(GEMM(BN, cluster), clusters * cluster, THREADS, *maps, b, skip, y, M, N, K, shared=tile_bytes(BN))
     return y
 
 
 @rung("linear", "wgmma", owner="cupy", refuses=refuses_odd_widths, lesson=True)
-def linear_wgmma(x, w, b):
+def linear_wgmma(x, w, b, *, skip=None):
     """CUDA: Hopper's copy engine fills a ring of slices, two warpgroups multiply them where they lie."""
-    return product_wgmma(x, w, b)
+    return product_wgmma(x, w, b, skip)
 
 
 # ----- conv2d --------------------------------------------------------------------------------------------------------------------
@@ -84,7 +83,7 @@ def refuses_other_channels(x, w):
     return refuses_all_but_half(x) or refuses_other_gpus()
 
 
-def refuses_other_convolutions(x, w, b, *, stride, padding):
+def refuses_other_convolutions(x, w, b, *, stride, padding, embedding=None, skip=None):
     if w.shape[2:] != (3, 3) or stride != 1 or padding != ((1, 1), (1, 1)):
         return "is made for 3×3 kernels, stride 1, padding 1"
     return refuses_other_channels(x, w)
@@ -108,7 +107,7 @@ def boxes_for(box, shape) -> int:
 
 def parts_for(tiles: int, slices: int) -> int:
     """How many blocks share a tile: as many as give every multiprocessor one, if each has four slices or more, and at most 16."""
-    return max(1, min(MULTIPROCESSORS // tiles, slices // 4, 16))
+    return max(1, min(device().multiprocessors // tiles, slices // 4, 16))
 
 
 def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, scale=1, parts=None):
@@ -134,14 +133,14 @@ def conv2d_wgmma(x, w, b=None, embedding=None, skip=None, *, scale=1, parts=None
     numbers = (B, H, W, C, O, *box[1:], scale)
     dev.launch(CONV(BN, cluster), (*grid, parts), THREADS, *maps, b, embedding, skip, y, partial, *numbers, shared=tile_bytes(BN))
     if parts > 1:
-        dev.launch(ADD_PARTS(), math.ceil(y.size / 2048), 256, partial, b, embedding, skip, y, B, y.size // (B * O), O, parts)
+        total(partial, b, embedding, skip, y, images=B)
     return y
 
 
 @rung("conv2d", "wgmma", owner="cupy", refuses=refuses_other_convolutions)
-def conv2d_on_hopper(x, w, b, *, stride, padding):
+def conv2d_on_hopper(x, w, b, *, stride, padding, embedding=None, skip=None):
     """CUDA: Hopper's copy engine gathers boxes of pixels, zeros outside of the image, and warpgroups multiply them where they lie."""
-    return conv2d_wgmma(x, w, b)
+    return conv2d_wgmma(x, w, b, embedding, skip)
 
 
 @rung("upsample_conv2d", "wgmma", owner="cupy", refuses=refuses_cut_rows)

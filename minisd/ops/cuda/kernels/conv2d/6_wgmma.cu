@@ -73,27 +73,3 @@ conv2d_wgmma(const __grid_constant__ TensorMap x, const __grid_constant__ Tensor
     });
     Tile::finish();
 }
-
-// partial [parts, B, S, O], b [O], embedding [B, O], skip [B, S, O] -> y [B, S, O]: eight channels a thread
-__global__ void __launch_bounds__(256)
-conv2d_add_parts(const float* __restrict__ partial, const half* __restrict__ OPTIONAL b, const half* __restrict__ OPTIONAL embedding,
-                 const half* __restrict__ OPTIONAL skip, half* __restrict__ y, int B, int S, int O, int parts) {
-    const long long size = (long long)B * S * O, at = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
-    if (at >= size) return;
-    const int n = at % O, image = at / ((long long)S * O);
-    float v[8] = {};
-    for (int part = 0; part < parts; part++)
-#pragma unroll
-        for (int i = 0; i < 8; i += 4) {
-            const Vector<float> more = load_vector(partial + part * size + at + i);
-#pragma unroll
-            for (int k = 0; k < 4; k++) v[i + k] += more.value[k];
-        }
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-        if (b) add_two(b + n + i, v[i], v[i + 1]);
-        if (embedding) add_two(embedding + (long long)image * O + n + i, v[i], v[i + 1]);
-        if (skip) add_two(skip + at + i, v[i], v[i + 1]);
-        store_two(y + at + i, v[i], v[i + 1]);
-    }
-}
