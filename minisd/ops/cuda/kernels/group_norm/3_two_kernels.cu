@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restric
 
     float shift[V], mean[V], squares[V], count = 0.0f;
     for (int i = 0; i < V; i++) shift[i] = to_float(image[(c0 + i) / width * width]), mean[i] = squares[i] = 0.0f;
+#pragma unroll 4
     for (int p = begin + r; p < end; p += rows) {
         const Vector<T> v = load_vector(image + (long long)p * C + c0);  // x[b, p, c0 …]
         count += 1.0f;
@@ -60,12 +61,15 @@ __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x
     const int rows = blockDim.y, c0 = threadIdx.x * V, width = C / G, r = threadIdx.y;
     const long long image = (long long)blockIdx.y * S * C;
 
-    for (int g = r * blockDim.x + threadIdx.x; g < G; g += blockDim.x * rows) {
+    const int t = r * blockDim.x + threadIdx.x, warps = blockDim.x * rows / WARP, lane = t % WARP;  // one warp a group
+    for (int g = t / WARP; g < G && t / WARP < warps; g += warps) {                                 // the last warp may not be whole
         Moments all = {0.0f, 0.0f, 0.0f};
-        for (int k = 0; k < gridDim.x; k++) {
+        for (int k = lane; k < gridDim.x; k += WARP) {
             const float* part = parts + (((long long)blockIdx.y * gridDim.x + k) * G + g) * 3;
             all = merged(all, {part[0], part[1], part[2]});
         }
+        all = warp_moments(all);
+        if (lane > 0) continue;
         shared[g] = to_float(x[image + g * width]), shared[G + g] = all.mean, shared[2 * G + g] = 1.0f / sqrtf(all.squares / all.count + eps);
     }
     __syncthreads();
@@ -75,6 +79,7 @@ __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x
         const int c = c0 + i, g = c / width;
         shift[i] = shared[g], mean[i] = shared[G + g], scale[i] = shared[2 * G + g] * to_float(w[c]), low[i] = to_float(b[c]);
     }
+#pragma unroll 4
     for (int p = blockIdx.x * chunk + r; p < min(S, (blockIdx.x + 1) * chunk); p += rows) {
         Vector<T> v = load_vector(x + image + (long long)p * C + c0);
         for (int i = 0; i < V; i++) {
