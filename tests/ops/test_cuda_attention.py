@@ -241,7 +241,8 @@ PLANTED = {  # what is wrong: (the text, what it becomes, which of its places, w
     "no barrier before V is read": ("__syncthreads();", "", 1, "a race: y"),
     "V asked for before its buffer is free": ("ask(ks, k, tile), ask(vs, v, tile)", "ask(ks, k, tile), ask(vs, v, tile + 1)", 0, None),
     "the loader does not swizzle": ("shared + chunk_of<D>(r, c)", "shared + r * D + c * 8", 0, None),
-    "the reader of V does not swizzle": ("vs + chunk_of<D>(j * 16 + lane % 16, c + lane / 16)", "vs + (j * 16 + lane % 16) * D + (c + lane / 16) * 8", 0, None),
+    "the reader of V does not swizzle": ("vs + chunk_of<D>(j * 16 + lane % 16, c + lane / 16)",
+                                         "vs + (j * 16 + lane % 16) * D + (c + lane / 16) * 8", 0, None),
     "a last key that is not hidden": ("> min(keys, ahead + s0)", "> ahead + s0 + KEYS", 0, None),
 }  # fmt: skip
 

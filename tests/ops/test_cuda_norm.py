@@ -22,7 +22,8 @@ LAYER = {"naive": norm.layer_norm_naive, "warp": norm.layer_norm_warp, "vectors"
 SHAPES = {
     "sd_320": ((2, 3, 5, 320), 32, 0.0, "silu"), "one_pixel_640": ((1, 1, 1, 640), 32, 0.0, None), "concat_960": ((1, 2, 3, 960), 32, 1.0, None),
     "many_pixels": ((1, 37, 19, 32), 4, 0.0, "silu"), "tokens": ((2, 50, 64), 8, 0.0, None), "far_mean": ((1, 9, 7, 64), 32, 100.0, None),
-    "mid_1280": ((2, 4, 3, 1280), 32, 0.0, "silu"), "more_chunks_than_lanes": ((1, 40, 40, 16), 2, 3.0, "silu"),
+    "mid_1280": ((2, 4, 3, 1280), 32, 0.0, "silu"), "skip_2560": ((1, 1, 3, 2560), 32, 0.0, "silu"),
+    "more_chunks_than_lanes": ((1, 40, 40, 16), 2, 3.0, "silu"),
 }  # fmt: skip
 
 
@@ -59,7 +60,10 @@ def test_layer_norm(name, shape, dtype, bound):
     assert y.dtype == x.dtype and relative_l2(y, truth) <= bound
 
 
-@pytest.mark.parametrize("C, groups, V, bundle", [(320, 32, 8, 4), (640, 32, 8, 2), (1280, 32, 8, 1), (960, 32, 8, 4), (320, 32, 4, 2), (96, 32, 8, 8)])
+BUNDLES = [(320, 32, 8, 4), (640, 32, 8, 2), (1280, 32, 8, 1), (960, 32, 8, 4), (320, 32, 4, 2), (96, 32, 8, 8)]
+
+
+@pytest.mark.parametrize("C, groups, V, bundle", BUNDLES)
 def test_the_smallest_bundle_of_whole_vectors(C, groups, V, bundle):
     assert norm.bundle_of(C, groups, V) == bundle
     assert bundle * (C // groups) % V == 0

@@ -96,8 +96,8 @@ def online(q, k, v, *, scale, mask, causal):
 def tiles(q, k, v, *, scale, mask, causal):
     """CUDA: 16 queries share tiles of 32 keys in shared memory, running maximum by tiles."""
     D = q.shape[3]
-    instance = TILES(OF_DTYPE[q.dtype], columns_for(D))
-    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 16), widths=(D,), scale=scale, causal=causal, shared=4 * (16 * D + 32 * (D + 1) + 32 * D))
+    instance, shared = TILES(OF_DTYPE[q.dtype], columns_for(D)), 4 * (16 * D + 32 * (D + 1) + 32 * D)
+    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 16), widths=(D,), scale=scale, causal=causal, shared=shared)
 
 
 def _by_rows(q, k, v, T, *, scale, mask, causal):
@@ -160,7 +160,8 @@ def flash(q, k, v, *, scale, mask, causal):
 
 
 def refuses_negative_scale(q, k, v, *, scale, **kwargs):
-    return refuses_other_widths(q, k, v, scale=scale, **kwargs) or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
+    reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
+    return reason or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
 
 
 def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]:
@@ -210,4 +211,5 @@ def few_keys(q, k, v, *, scale, mask, causal):
     Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
     """
     B, N, S, D = q.shape
-    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale * math.log2(math.e), causal=causal, shared=4 * FEW * D)
+    scale *= math.log2(math.e)
+    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale, causal=causal, shared=4 * FEW * D)

@@ -63,8 +63,8 @@ def group_norm_shuffles(x, w, b, *, groups, eps, act):
 
 def refuses_ragged(x, *args, **kwargs):
     C, V = x.shape[-1], vector_size(x)
-    if C % V or C // V > 512:
-        return f"needs a multiple of {V} channels, at most {512 * V}: a load is 16 bytes"
+    if C % V or C // V > 1024:
+        return f"needs a multiple of {V} channels, at most {1024 * V}: a load is 16 bytes"
     return refuses_wide(x)
 
 
@@ -78,7 +78,7 @@ def group_norm_two_kernels(x, w, b, *, groups, eps, act):
     rows = max(1, THREADS // across)
     chunk = max(rows, math.ceil(S * B / CHUNKS))
     chunks = math.ceil(S / chunk)
-    parts = dev.empty((B, chunks, groups, 3), "float32")
+    parts = dev.empty((B, groups, chunks, 3), "float32")
     y = dev.empty(x.shape, x.dtype)
     dev.launch(GROUP_STATISTICS(T), (chunks, B), (across, rows), x, parts, S, C, groups, chunk, shared=8 * rows * C)
     dev.launch(GROUP_APPLY(T), (chunks, B), (across, rows), x, w, b, parts, y, S, C, groups, chunk, eps, int(act == "silu"), shared=12 * groups)

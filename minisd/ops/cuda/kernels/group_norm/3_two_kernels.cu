@@ -3,14 +3,14 @@
 //                 through global memory to a second kernel, which scales.
 // Work split:     statistics: grid (chunks, B), block (C / V, R), V = 16 bytes of T; thread (c, r) takes pixels r, r + R, … of the chunk, in
 //                 8 R C bytes of shared memory. scaling: grid (chunks, B), the same block, 12 G bytes.
-// Global traffic: 2 reads + 1 write of x, 3 B S C sizeof(T) bytes, all in full sectors, + 24 B G chunks. The second read hits the L2 cache
-//                 where x fits into it.
-// Limits:         C a multiple of 8, at most 4096 (half); of 4, at most 2048 (float); any G.
+// Global traffic: 2 reads + 1 write of x, 3 B S C sizeof(T) bytes, all in full sectors. The second read hits the L2 cache where x fits into it.
+//                 Every block of the second kernel reads the statistics of all chunks of its image: 12 B G chunks^2 bytes from the L2 cache.
+// Limits:         C a multiple of 8, at most 8192 (half); of 4, at most 4096 (float); any G.
 // Numerics:       Welford for each channel on x - s, s = x[b, 0, first channel of the group]; merged by Chan's formula.
 // Source:         NVIDIA apex, group_norm_nhwc; Chan, Golub & LeVeque, 1979.
 #include "statistics.cuh"
 
-// x [B, S, C] -> parts [B, chunks, G, 3]: count, mean and sum of squares of each group of each chunk, about the group's shift.
+// x [B, S, C] -> parts [B, G, chunks, 3]: count, mean and sum of squares of each group of each chunk, about the group's shift.
 template <typename T>
 __global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restrict__ x, float* __restrict__ parts, int S, int C, int G, int chunk) {
     constexpr int V = Vector<T>::SIZE;
@@ -46,12 +46,12 @@ __global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restric
             mine = merged(mine, {(float)((pixels + rows - 1) / rows), shared[row * C + c], shared[(rows + row) * C + c]});
         }
         mine = warp_moments(mine);
-        float* out = parts + (((long long)blockIdx.y * gridDim.x + blockIdx.x) * G + g) * 3;
+        float* out = parts + (((long long)blockIdx.y * G + g) * gridDim.x + blockIdx.x) * 3;
         if (lane == 0) out[0] = mine.count, out[1] = mine.mean, out[2] = mine.squares;
     }
 }
 
-// x [B, S, C], parts [B, chunks, G, 3] -> y [B, S, C]
+// x [B, S, C], parts [B, G, chunks, 3] -> y [B, S, C]
 template <typename T>
 __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ b,
                                                          const float* __restrict__ parts, T* __restrict__ y, int S, int C, int G, int chunk,
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x
     for (int g = t / WARP; g < G && t / WARP < warps; g += warps) {                                 // the last warp may not be whole
         Moments all = {0.0f, 0.0f, 0.0f};
         for (int k = lane; k < gridDim.x; k += WARP) {
-            const float* part = parts + (((long long)blockIdx.y * gridDim.x + k) * G + g) * 3;
+            const float* part = parts + (((long long)blockIdx.y * G + g) * gridDim.x + k) * 3;
             all = merged(all, {part[0], part[1], part[2]});
         }
         all = warp_moments(all);
