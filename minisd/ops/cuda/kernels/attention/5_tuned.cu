@@ -26,13 +26,14 @@ attention_tuned(const half* __restrict__ q, const half* __restrict__ k, const ha
     const long long step = (long long)N * D, own = (long long)b * queries * step + n * D, others = (long long)b * keys * step + n * D;
     const int ahead = causal ? keys - queries + 1 : keys;  // query s sees the first min(keys, ahead + s) keys
     const int tiles = (min(keys, ahead + block + 16 * MT * WARPS - 1) + KEYS - 1) / KEYS;
-    const auto ask = [&](half* ring, const half* head, int tile) {
-        if (tile < tiles) ask_for_rows<D, KEYS, THREADS>(ring + tile % STAGES * TILE, head + others, step, tile * KEYS, keys);
+    RowLoader<D, KEYS, THREADS> of_k(k + others, step, keys), of_v(v + others, step, keys);
+    const auto ask = [&](half* ring, RowLoader<D, KEYS, THREADS>& loader, int tile) {
+        if (tile < tiles) loader.ask(ring + tile % STAGES * TILE);
         copy_commit();
     };
 
 #pragma unroll
-    for (int tile = 0; tile < STAGES - 1; tile++) ask(ks, k, tile), ask(vs, v, tile);
+    for (int tile = 0; tile < STAGES - 1; tile++) ask(ks, of_k, tile), ask(vs, of_v, tile);
     QueryTile<D, MT, KEYS> mine;
     mine.begin(q + own, step, s0, queries);
 
@@ -40,13 +41,13 @@ attention_tuned(const half* __restrict__ q, const half* __restrict__ k, const ha
     for (int tile = 0; tile < tiles; tile++) {
         copy_wait<PENDING>();
         __syncthreads();  // these keys are here for everyone, and everyone has left the tile before, whose buffers are filled next
-        ask(ks, k, tile + STAGES - 1);
+        ask(ks, of_k, tile + STAGES - 1);
         mine.meet(ks + tile % STAGES * TILE);
         if (tile * KEYS + KEYS > min(keys, ahead + s0)) mine.hide(tile * KEYS, s0, keys, ahead);
         mine.template weigh<false>(scale);
         copy_wait<PENDING>();
         __syncthreads();  // these values are here for everyone
-        ask(vs, v, tile + STAGES - 1);
+        ask(vs, of_v, tile + STAGES - 1);
         mine.gather(vs + tile % STAGES * TILE);
     }
     mine.end(y + own, step, s0, queries);
