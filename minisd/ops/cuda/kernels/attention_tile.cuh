@@ -13,25 +13,25 @@ template <int D> __device__ __forceinline__ unsigned chunk_of(unsigned r, unsign
     return r * D + (c ^ (r / (8 / P) % P)) * 8;
 }
 
-// Brings tiles of ROWS rows of a head to shared memory, one after the other. A thread keeps to one chunk of a row and takes every R-th row, so
-// that the next address is an addition away; THREADS - R D/8 threads have nothing to do.
+// Brings tiles of ROWS rows of a head to shared memory. A thread keeps to one chunk of a row and takes every R-th row, so that the next address
+// is an addition away; THREADS - R D/8 threads have nothing to do.
 template <int D, int ROWS, int THREADS> struct RowLoader {
     static constexpr unsigned CHUNKS = D / 8, R = THREADS / CHUNKS;
-    const unsigned r, c;
-    const half* from;
-    const long long step;  // from one row to the next, in halves
-    int left;              // rows from this thread's on, in this tile and behind it
+    const half* head;
+    const int step, rows;  // from one row to the next, in halves; rows of the head
+    const unsigned r, c;   // this thread's first row of a tile, and its chunk
 
-    __device__ __forceinline__ RowLoader(const half* head, long long step, int rows)
-        : r(threadIdx.x / CHUNKS), c(threadIdx.x % CHUNKS), from(head + r * step + c * 8), step(step), left(rows - (int)r) {}
+    __device__ __forceinline__ RowLoader(const half* head, int step, int rows)
+        : head(head), step(step), rows(rows), r(threadIdx.x / CHUNKS), c(threadIdx.x % CHUNKS) {}
 
-    // Asks for the next tile; zeros behind the last row.
-    __device__ __forceinline__ void ask(half* shared) {
+    // Asks for a tile; zeros behind the last row.
+    __device__ __forceinline__ void ask(half* shared, int tile) const {
+        const half* from = head + (long long)(tile * ROWS + (int)r) * step + c * 8;
+        const int left = rows - tile * ROWS - (int)r;
 #pragma unroll
         for (unsigned k = 0; k * R < ROWS; k++)
             if (r < R && ((k + 1) * R <= ROWS || r + k * R < ROWS))
-                copy_async_16(shared + chunk_of<D>(r + k * R, c), from + k * R * step, (int)(k * R) < left);
-        from += ROWS * step, left -= ROWS;
+                copy_async_16(shared + chunk_of<D>(r + k * R, c), from + (long long)(k * R) * step, (int)(k * R) < left);
     }
 };
 

@@ -14,8 +14,8 @@
 #include "attention_tile.cuh"
 
 // q, y [B, S, N, D]; k, v [B, T, N, D]; scale is log2(e) times the attention's scale
-template <int D, int WARPS, int MT, int KEYS, int STAGES>
-__global__ void __launch_bounds__(WARPS * 32)
+template <int D, int WARPS, int MT, int KEYS, int STAGES, int BLOCKS>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
 attention_tuned(const half* __restrict__ q, const half* __restrict__ k, const half* __restrict__ v, half* __restrict__ y,
                 int N, int queries, int keys, float scale, int causal) {
     static_assert(STAGES >= 2, "a tile is asked for while an older one is used");
@@ -26,9 +26,9 @@ attention_tuned(const half* __restrict__ q, const half* __restrict__ k, const ha
     const long long step = (long long)N * D, own = (long long)b * queries * step + n * D, others = (long long)b * keys * step + n * D;
     const int ahead = causal ? keys - queries + 1 : keys;  // query s sees the first min(keys, ahead + s) keys
     const int tiles = (min(keys, ahead + block + 16 * MT * WARPS - 1) + KEYS - 1) / KEYS;
-    RowLoader<D, KEYS, THREADS> of_k(k + others, step, keys), of_v(v + others, step, keys);
-    const auto ask = [&](half* ring, RowLoader<D, KEYS, THREADS>& loader, int tile) {
-        if (tile < tiles) loader.ask(ring + tile % STAGES * TILE);
+    const RowLoader<D, KEYS, THREADS> of_k(k + others, N * D, keys), of_v(v + others, N * D, keys);
+    const auto ask = [&](half* ring, const RowLoader<D, KEYS, THREADS>& loader, int tile) {
+        if (tile < tiles) loader.ask(ring + tile % STAGES * TILE, tile);
         copy_commit();
     };
 
