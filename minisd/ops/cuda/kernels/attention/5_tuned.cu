@@ -3,8 +3,8 @@
 // Differs:        from rung 4: up to 32 queries a warp, so that a fragment of K or V read from shared memory is multiplied twice; swizzled rows
 //                 instead of padded ones; V is awaited after the scores are weighed, not with K; the scale rides in the exponent's fma; only
 //                 tiles with a last key or the causal diagonal look at indices; a head of 40 ends with an mma of depth 8 instead of zeros.
-// Work split:     grid (S / (16 MT WARPS), N, B), block 32 WARPS; a warp owns 16 MT queries, in registers. 4 STAGES KEYS D bytes of shared memory:
-//                 40 KiB for D = 40 with 128 keys in two stages of 64.
+// Work split:     grid (S / (16 MT WARPS), N, B), block 32 WARPS; a warp owns 16 MT queries, in registers, which must suffice for BLOCKS blocks a
+//                 multiprocessor. 4 STAGES KEYS D bytes of shared memory: 20 KiB for D = 40 with two stages of 64 keys.
 // Global traffic: K and V once for 16 MT WARPS queries: 4 B N S T D / (16 MT WARPS) bytes, + 4 B N S D for Q and y.
 // Shared traffic: 4 D bytes a key for 16 MT queries: B N S T D / (4 MT) bytes.
 // Limits:         half; D 40, 64, 80 or 160; scale > 0; any number of queries and keys; causal from the end.
