@@ -11,7 +11,7 @@ import pytest
 from minisd.ops import reference
 from minisd.ops.cuda import attention
 from minisd.ops.cuda.device import on_device
-from minisd.ops.cuda.kernel import source
+from minisd.ops.cuda.kernel import Instance, Parameter, source
 from minisd.ops.dispatch import RUNGS as LADDERS
 from tests.cudasim import simulator
 from tests.cudasim.simulator import Simulator, SimulatorError, compile_text, needs_simulator, run_text
@@ -103,19 +103,24 @@ def test_the_variant_of_each_level_of_the_unet(heads, D, S):
     assert attention.tuned_variant(D, heads, S) == CHOSEN[heads, D, S]
 
 
-def swizzled(D, row, chunk):
-    """chunk_of in attention_tile.cuh, in chunks of 16 bytes."""
-    p = math.gcd(D // 8, 8)
-    return row * (D // 8) + (chunk ^ (row // (8 // p) % p))
+def places(D, rows):
+    """[rows, D/8]: where chunk_of of attention_tile.cuh puts each chunk, in chunks of 16 bytes."""
+    toy = f"__global__ void toy(int* y) {{ y[threadIdx.y * {D // 8} + threadIdx.x] = chunk_of<{D}>(threadIdx.y, threadIdx.x); }}"
+    instance = Instance("toy.cu", "toy", (Parameter("y", np.dtype("int32"), pointer=True, const=False, optional=False),))
+    y = np.zeros((rows, D // 8), "int32")
+    run_text(compile_text(f"{source('attention_tile.cuh')}\n{toy}", (instance,)).run_toy, instance, (1, 1, 1), (D // 8, rows, 1), [y], 0, [0])
+    assert (y % 8 == 0).all()
+    return y // 8
 
 
 @pytest.mark.parametrize("D", attention.FLASH_WIDTHS)
+@in_simulator
 def test_eight_rows_of_a_chunk_lie_in_eight_groups_of_banks(D):
     """Counted, since the simulator has no banks: every ldmatrix of every width is free of conflicts, and no two chunks share a place."""
-    for chunk in range(D // 8):
-        for first in (0, 8, 16):
-            assert len({swizzled(D, row, chunk) % 8 for row in range(first, first + 8)}) == 8
-    assert len({swizzled(D, row, chunk) for row in range(16) for chunk in range(D // 8)}) == 16 * D // 8
+    at = places(D, 24)
+    for first in (0, 8, 16):
+        assert all(len(set(column % 8)) == 8 for column in at[first : first + 8].T)
+    assert sorted(at.reshape(-1)) == list(range(24 * D // 8))
 
 
 def test_without_the_swizzle_they_collide():
