@@ -5,9 +5,9 @@
 //                 thread (r, v) takes vector v of pixels r, r + R, …; in shared memory S · bundle · C/G elements and R rows of partial sums.
 // Global traffic: 1 read + 1 write of x, 2 B S C sizeof(T) bytes, in runs of bundle · C/G elements.
 // Limits:         at most 20480 elements and 8 groups a bundle. Few blocks: 64 for two images of 1280 channels.
-// Numerics:       sums of x - s, s the group's first element, then of the squares about the mean; float, in R rows of C/G parts.
+// Numerics:       sums of x - s, s the group's first element, then of the squares about the mean; float, in R rows of C/G parts. SiLU as rung 3.
 // Source:         NVIDIA apex, group_norm_nhwc_fwd_one_pass (registers there, shared memory here).
-#include "common.cuh"
+#include "normalize.cuh"
 
 // x, y [B, S, C]; w, b [C]
 template <typename T>
@@ -63,10 +63,7 @@ group_norm_one_pass(const T* __restrict__ x, const T* __restrict__ w, const T* _
     }
     for (int p = r; p < last; p += rows) {
         Vector<T> v = load_vector(kept + p * stripe + v0);
-        for (int i = 0; i < V; i++) {
-            const float n = (to_float(v.value[i]) - shift[i] - mean[i]) * scale[i] + low[i];
-            v.value[i] = from_float<T>(use_silu ? silu(n) : n);
-        }
+        normalize(v, shift, mean, scale, low, use_silu);
         store_vector(y + image + (long long)p * C + v0, v);
     }
 }
