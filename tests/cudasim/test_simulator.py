@@ -294,6 +294,22 @@ def test_a_wrong_stride_gives_a_wrong_product(launch):
     assert not relative_l2(launch(text, a, b, array(16, 8), 0, shared=2048)[2], a.astype("float64") @ b.T.astype("float64")) <= 0.1
 
 
+def test_mma_of_depth_eight(launch):
+    text = """
+#include "ptx.cuh"
+__global__ void toy(const half* a, const half* b, float* c) {
+    const int g = threadIdx.x / 4, q = threadIdx.x % 4 * 2;
+    const unsigned left[2] = {*(const unsigned*)(a + g * 8 + q), *(const unsigned*)(a + (g + 8) * 8 + q)};
+    float acc[4] = {1.0f, 1.0f, 1.0f, 1.0f};
+    mma_16x8x8(acc, left, *(const unsigned*)(b + g * 8 + q));
+    c[g * 8 + q] = acc[0], c[g * 8 + q + 1] = acc[1], c[(g + 8) * 8 + q] = acc[2], c[(g + 8) * 8 + q + 1] = acc[3];
+}"""
+    random = np.random.RandomState(0)
+    a, b = random.randn(16, 8).astype("float16"), random.randn(8, 8).astype("float16")
+    c = launch(text, a, b, array(16, 8))[2]
+    assert relative_l2(c, 1 + a.astype("float64") @ b.T.astype("float64")) <= 1e-6
+
+
 def test_half_a_warp_cannot_multiply(launch):
     text = """
 #include "ptx.cuh"

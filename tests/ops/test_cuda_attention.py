@@ -11,7 +11,7 @@ import pytest
 from minisd.ops import reference
 from minisd.ops.cuda import attention
 from minisd.ops.cuda.device import on_device
-from minisd.ops.cuda.kernel import source
+from minisd.ops.cuda.kernel import Instance, Parameter, source
 from minisd.ops.dispatch import RUNGS as LADDERS
 from tests.cudasim import simulator
 from tests.cudasim.simulator import Simulator, SimulatorError, compile_text, needs_simulator, run_text
@@ -79,22 +79,22 @@ def test_every_variant_is_within_a_thousandth_of_float64(D, variant, S, T, causa
 
 @pytest.mark.parametrize("D, variant", VARIANTS)
 def test_a_variant_fits_into_every_gpu(D, variant):
-    warps, tiles, keys, stages = variant
-    assert attention.tuned_bytes(D, variant) <= 99 << 10
-    assert warps * 32 * 255 <= 65536 and stages >= 2 and keys % 16 == 0 and tiles in (1, 2)
+    warps, tiles, keys, stages, blocks = variant
+    assert attention.tuned_bytes(D, variant) <= 99 << 10 and blocks >= 1
+    assert stages >= 2 and keys % 16 == 0 and tiles in (1, 2)
 
 
 @pytest.mark.parametrize("D", attention.FLASH_WIDTHS)
 def test_variants_go_from_many_queries_a_block_to_few(D):
-    queries = [16 * warps * tiles for warps, tiles, _, _ in attention.TUNED_VARIANTS[D]]
+    queries = [16 * warps * tiles for warps, tiles, *_ in attention.TUNED_VARIANTS[D]]
     assert queries == sorted(queries, reverse=True)
 
 
 # heads (both halves of guidance), width, queries -> variant: the self-attention of SD 1.x and 2.x at 512² and 768²
 CHOSEN = {
-    (16, 40, 4096): (4, 2, 32, 2), (16, 80, 1024): (4, 1, 64, 2), (16, 160, 256): (2, 1, 32, 2), (16, 160, 64): (2, 1, 32, 2),
-    (10, 64, 4096): (4, 2, 32, 3), (20, 64, 1024): (4, 1, 64, 2), (40, 64, 256): (4, 1, 64, 2), (10, 64, 9216): (4, 2, 32, 3),
-    (16, 40, 9216): (4, 2, 32, 2), (16, 80, 2304): (4, 2, 32, 2), (16, 160, 576): (2, 1, 32, 2),
+    (16, 40, 4096): (4, 2, 64, 2, 3), (16, 80, 1024): (4, 1, 64, 2, 3), (16, 160, 256): (2, 1, 32, 2, 4), (16, 160, 64): (2, 1, 32, 2, 4),
+    (10, 64, 4096): (4, 2, 64, 2, 2), (20, 64, 1024): (4, 1, 64, 2, 3), (40, 64, 256): (4, 1, 64, 2, 3), (10, 64, 9216): (4, 2, 64, 2, 2),
+    (16, 40, 9216): (4, 2, 64, 2, 3), (16, 80, 2304): (4, 2, 64, 2, 2), (16, 160, 576): (2, 1, 32, 2, 4),
 }  # fmt: skip
 
 
@@ -103,19 +103,24 @@ def test_the_variant_of_each_level_of_the_unet(heads, D, S):
     assert attention.tuned_variant(D, heads, S) == CHOSEN[heads, D, S]
 
 
-def swizzled(D, row, chunk):
-    """chunk_of in attention_tile.cuh, in chunks of 16 bytes."""
-    p = math.gcd(D // 8, 8)
-    return row * (D // 8) + (chunk ^ (row // (8 // p) % p))
+def places(D, rows):
+    """[rows, D/8]: where chunk_of of attention_tile.cuh puts each chunk, in chunks of 16 bytes."""
+    toy = f"__global__ void toy(int* y) {{ y[threadIdx.y * {D // 8} + threadIdx.x] = chunk_of<{D}>(threadIdx.y, threadIdx.x); }}"
+    instance = Instance("toy.cu", "toy", (Parameter("y", np.dtype("int32"), pointer=True, const=False, optional=False),))
+    y = np.zeros((rows, D // 8), "int32")
+    run_text(compile_text(f"{source('attention_tile.cuh')}\n{toy}", (instance,)).run_toy, instance, (1, 1, 1), (D // 8, rows, 1), [y], 0, [0])
+    assert (y % 8 == 0).all()
+    return y // 8
 
 
 @pytest.mark.parametrize("D", attention.FLASH_WIDTHS)
+@in_simulator
 def test_eight_rows_of_a_chunk_lie_in_eight_groups_of_banks(D):
     """Counted, since the simulator has no banks: every ldmatrix of every width is free of conflicts, and no two chunks share a place."""
-    for chunk in range(D // 8):
-        for first in (0, 8, 16):
-            assert len({swizzled(D, row, chunk) % 8 for row in range(first, first + 8)}) == 8
-    assert len({swizzled(D, row, chunk) for row in range(16) for chunk in range(D // 8)}) == 16 * D // 8
+    at = places(D, 24)
+    for first in (0, 8, 16):
+        assert all(len(set(column % 8)) == 8 for column in at[first : first + 8].T)
+    assert sorted(at.reshape(-1)) == list(range(24 * D // 8))
 
 
 def test_without_the_swizzle_they_collide():
@@ -239,14 +244,15 @@ PLANTED = {  # what is wrong: (the text, what it becomes, which of its places, w
     "one group too many pending": ("PENDING = 2 * STAGES - 3", "PENDING = 2 * STAGES - 2", 0, None),
     "no barrier before K is refilled": ("__syncthreads();", "", 0, "a race: y"),
     "no barrier before V is read": ("__syncthreads();", "", 1, "a race: y"),
-    "V asked for before its buffer is free": ("ask(ks, k, tile), ask(vs, v, tile)", "ask(ks, k, tile), ask(vs, v, tile + 1)", 0, None),
-    "the loader does not swizzle": ("shared + chunk_of<D>(r, c)", "shared + r * D + c * 8", 0, None),
-    "the reader of V does not swizzle": ("vs + chunk_of<D>(j * 16 + lane % 16, c + lane / 16)", "vs + (j * 16 + lane % 16) * D + (c + lane / 16) * 8", 0, None),
+    "V asked for before its buffer is free": ("ask(ks, of_k, tile), ask(vs, of_v, tile)", "ask(ks, of_k, tile), ask(vs, of_v, tile + 1)", 0, None),
+    "the loader does not swizzle": ("shared + chunk_of<D>(r + k * R, c)", "shared + (r + k * R) * D + c * 8", 0, None),
+    "the reader of V does not swizzle": ("vs + chunk_of<D>(j * 16 + lane % 16, c + lane / 16)",
+                                         "vs + (j * 16 + lane % 16) * D + (c + lane / 16) * 8", 0, None),
     "a last key that is not hidden": ("> min(keys, ahead + s0)", "> ahead + s0 + KEYS", 0, None),
 }  # fmt: skip
 
 
-def tuned_with(text, D=64, variant=(4, 1, 64, 2), S=70, T=200):
+def tuned_with(text, D=64, variant=(4, 1, 64, 2, 3), S=70, T=200):
     """Rung 5 by the given text: its error against float64, or the simulator's complaint."""
     instance = attention.TUNED(D, *variant)
     f = getattr(compile_text(text, (instance,)), simulator.symbol(instance))

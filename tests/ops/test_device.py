@@ -236,7 +236,8 @@ def cublas(gpu):
     """What cublasGemmStridedBatchedEx is documented to do, on NumPy's memory."""
     types, calls = {2: "float16", 0: "float32"}, []
 
-    def gemm(handle, transa, transb, m, n, k, alpha, a, a_type, lda, a_step, b, b_type, ldb, b_step, beta, c, c_type, ldc, c_step, count, compute, algo):
+    def gemm(handle, transa, transb, m, n, k, alpha, a, a_type, lda, a_step, b, b_type, ldb, b_step,
+             beta, c, c_type, ldc, c_step, count, compute, algo):  # fmt: skip
         assert (handle, transb, compute, algo) == ("handle", 0, 68, -1)
         for address, value in ((alpha, 1.0), (beta, 0.0)):
             assert ctypes.c_float.from_address(address).value == value

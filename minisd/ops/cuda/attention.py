@@ -19,13 +19,13 @@ TILES = Kernel("attention/3_tiles.cu", "attention_tiles", TYPES_AND_COLUMNS)
 FLASH_WIDTHS = (40, 64, 80, 160)
 FLASH = Kernel("attention/4_flash.cu", "attention_flash", tuple((D,) for D in FLASH_WIDTHS))
 
-# Head width: (warps, 16-query tiles a warp, keys a tile, stages of the ring), from the most queries a block to the fewest. The launcher takes the
-# first that gives WANTED_BLOCKS; the others are prepared for `tools/gpu_report.py`, which may measure any of them through `tuned_by`.
+# Head width: (warps, 16-query tiles a warp, keys a tile, stages of the ring, blocks a multiprocessor that the registers must suffice for), from the
+# most queries a block to the fewest. The launcher takes the first that gives WANTED_BLOCKS; the others are prepared to be measured by `tuned_by`.
 TUNED_VARIANTS = {
-    40: ((4, 2, 32, 2), (4, 2, 64, 2), (8, 1, 64, 2), (4, 1, 64, 3)),
-    64: ((4, 2, 32, 3), (4, 2, 64, 2), (4, 1, 64, 2)),
-    80: ((4, 2, 32, 2), (8, 1, 64, 2), (4, 1, 64, 2)),
-    160: ((4, 1, 32, 2), (2, 1, 32, 2), (2, 1, 64, 2)),
+    40: ((4, 2, 64, 2, 3), (4, 2, 32, 2, 4), (8, 1, 64, 2, 2), (4, 1, 64, 3, 4)),
+    64: ((4, 2, 64, 2, 2), (4, 2, 32, 3, 2), (4, 1, 64, 2, 3)),
+    80: ((4, 2, 64, 2, 2), (8, 1, 64, 2, 1), (4, 1, 64, 2, 3)),
+    160: ((4, 1, 32, 2, 2), (2, 1, 32, 2, 4), (2, 1, 64, 2, 2)),
 }
 TUNED = Kernel("attention/5_tuned.cu", "attention_tuned", tuple((D, *v) for D, variants in TUNED_VARIANTS.items() for v in variants))
 SCORES = Kernel("softmax/4_scores.cu", "softmax_scores", HALF_OR_FLOAT)
@@ -96,8 +96,8 @@ def online(q, k, v, *, scale, mask, causal):
 def tiles(q, k, v, *, scale, mask, causal):
     """CUDA: 16 queries share tiles of 32 keys in shared memory, running maximum by tiles."""
     D = q.shape[3]
-    instance = TILES(OF_DTYPE[q.dtype], columns_for(D))
-    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 16), widths=(D,), scale=scale, causal=causal, shared=4 * (16 * D + 32 * (D + 1) + 32 * D))
+    instance, shared = TILES(OF_DTYPE[q.dtype], columns_for(D)), 4 * (16 * D + 32 * (D + 1) + 32 * D)
+    return _launch(instance, q, k, v, blocks=math.ceil(q.shape[2] / 16), widths=(D,), scale=scale, causal=causal, shared=shared)
 
 
 def _by_rows(q, k, v, T, *, scale, mask, causal):
@@ -160,10 +160,11 @@ def flash(q, k, v, *, scale, mask, causal):
 
 
 def refuses_negative_scale(q, k, v, *, scale, **kwargs):
-    return refuses_other_widths(q, k, v, scale=scale, **kwargs) or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
+    reason = refuses_other_widths(q, k, v, scale=scale, **kwargs)
+    return reason or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
 
 
-def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]:
+def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, ...]:
     """The variant with the most queries a block that still gives every multiprocessor work; else the one with the fewest."""
     variants, rows = TUNED_VARIANTS[D], lambda v: 16 * v[0] * v[1]
     return next((v for v in variants if heads * math.ceil(queries / rows(v)) >= WANTED_BLOCKS), min(variants, key=rows))
@@ -171,13 +172,13 @@ def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, int, int, int]
 
 def tuned_bytes(D: int, variant) -> int:
     """Shared memory of a variant: its stages of keys and values."""
-    _, _, keys, stages = variant
+    _, _, keys, stages, _ = variant
     return 4 * stages * keys * D
 
 
 def tuned_by(variant, q, k, v, *, scale, causal):
     """Attention by one of TUNED_VARIANTS[D]."""
-    warps, tiles_of_queries, _, _ = variant
+    warps, tiles_of_queries, *_ = variant
     D, blocks = q.shape[3], math.ceil(q.shape[2] / (16 * warps * tiles_of_queries))
     return _launch(TUNED(D, *variant), q, k, v, blocks=blocks, widths=(), scale=scale * math.log2(math.e), causal=causal,
                    threads=32 * warps, shared=tuned_bytes(D, variant))  # fmt: skip
@@ -210,4 +211,5 @@ def few_keys(q, k, v, *, scale, mask, causal):
     Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
     """
     B, N, S, D = q.shape
-    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale * math.log2(math.e), causal=causal, shared=4 * FEW * D)
+    scale *= math.log2(math.e)
+    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale, causal=causal, shared=4 * FEW * D)

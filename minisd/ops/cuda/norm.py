@@ -19,9 +19,10 @@ LAYER_NAIVE = Kernel("layer_norm/1_naive.cu", "layer_norm_naive", HALF_OR_FLOAT)
 LAYER_WARP = Kernel("layer_norm/2_warp.cu", "layer_norm_warp", HALF_OR_FLOAT)
 LAYER_VECTORS = Kernel("layer_norm/3_vectors.cu", "layer_norm_vectors", HALF_OR_FLOAT)
 
-KEPT_BYTES = 90 << 10  # of x in the shared memory of one block of the one-pass rung
+KEPT = 20480  # elements of x in the shared memory of one block of the one-pass rung; more of them would keep few processors busy for long
 BUNDLE = 8  # groups of one block there
-CHUNKS = 264  # blocks that the two-kernel rung aims at: two for each of 132 multiprocessors
+CHUNKS = 264  # blocks that the two-kernel rung aims at: two for each of 132 multiprocessors,
+THREADS = 512  # each of about as many threads: 16 bytes of 1024 threads on their way, and more where loads are unrolled
 
 
 def refuses_wide(x, *args, **kwargs):
@@ -62,8 +63,8 @@ def group_norm_shuffles(x, w, b, *, groups, eps, act):
 
 def refuses_ragged(x, *args, **kwargs):
     C, V = x.shape[-1], vector_size(x)
-    if C % V or C // V > 512:
-        return f"needs a multiple of {V} channels, at most {512 * V}: a load is 16 bytes"
+    if C % V or C // V > 1024:
+        return f"needs a multiple of {V} channels, at most {1024 * V}: a load is 16 bytes"
     return refuses_wide(x)
 
 
@@ -74,10 +75,10 @@ def group_norm_two_kernels(x, w, b, *, groups, eps, act):
     x, w, b = (dev.contiguous(a) for a in (x, w, b))
     B, S, C = image_shape(x)
     across = C // vector_size(x)
-    rows = max(1, 256 // across)
+    rows = max(1, THREADS // across)
     chunk = max(rows, math.ceil(S * B / CHUNKS))
     chunks = math.ceil(S / chunk)
-    parts = dev.empty((B, chunks, groups, 3), "float32")
+    parts = dev.empty((B, groups, chunks, 3), "float32")
     y = dev.empty(x.shape, x.dtype)
     dev.launch(GROUP_STATISTICS(T), (chunks, B), (across, rows), x, parts, S, C, groups, chunk, shared=8 * rows * C)
     dev.launch(GROUP_APPLY(T), (chunks, B), (across, rows), x, w, b, parts, y, S, C, groups, chunk, eps, int(act == "silu"), shared=12 * groups)
@@ -98,8 +99,8 @@ def refuses_large_groups(x, w, b, *, groups, eps, act):
     if not n:
         return f"finds no bundle of up to {BUNDLE} groups of {C // groups} channels that is whole vectors of {vector_size(x)}"
     stripe = n * (C // groups)
-    if stripe * S * x.dtype.itemsize > KEPT_BYTES or stripe // vector_size(x) > 512:
-        return f"keeps {stripe} channels of all {S} pixels in shared memory; they are more than {KEPT_BYTES >> 10} KiB"
+    if stripe * S > KEPT or stripe // vector_size(x) > 512:
+        return f"would keep {stripe} channels of {S} pixels in the shared memory of a block, more than {KEPT} numbers"
     return None
 
 
@@ -111,7 +112,8 @@ def group_norm_one_pass(x, w, b, *, groups, eps, act):
     B, S, C = image_shape(x)
     n = bundle_of(C, groups, vector_size(x))
     y = dev.empty(x.shape, x.dtype)
-    shared = S * n * (C // groups) * x.dtype.itemsize + 16 * 12 * n
+    stripe = n * (C // groups)
+    shared = S * stripe * x.dtype.itemsize + 4 * (512 // (stripe // vector_size(x)) * (stripe + 1) + n)
     dev.launch(GROUP_ONE_PASS(OF_DTYPE[x.dtype]), (groups // n, B), 512, x, w, b, y, S, C, groups, n, eps, int(act == "silu"), shared=shared)
     return y
 

@@ -8,21 +8,32 @@
 constexpr float NEVER = -1.0e30f;  // a finite -infinity: NEVER - NEVER is 0, not NaN
 
 // Where chunk c of row r begins, in halves.
-template <int D> __device__ __forceinline__ int chunk_of(int r, int c) {
-    constexpr int CHUNKS = D / 8, P = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
+template <int D> __device__ __forceinline__ unsigned chunk_of(unsigned r, unsigned c) {
+    constexpr unsigned CHUNKS = D / 8, P = CHUNKS % 8 == 0 ? 8 : CHUNKS % 4 == 0 ? 4 : CHUNKS % 2 == 0 ? 2 : 1;
     return r * D + (c ^ (r / (8 / P) % P)) * 8;
 }
 
-// Asks for rows first … first + ROWS - 1 of a head whose tokens lie `step` halves apart; zeros behind the last of `rows`.
-template <int D, int ROWS, int THREADS>
-__device__ __forceinline__ void ask_for_rows(half* shared, const half* head, long long step, int first, int rows) {
+// Brings tiles of ROWS rows of a head to shared memory. A thread keeps to one chunk of a row and takes every R-th row, so that the next address
+// is an addition away; THREADS - R D/8 threads have nothing to do.
+template <int D, int ROWS, int THREADS> struct RowLoader {
+    static constexpr unsigned CHUNKS = D / 8, R = THREADS / CHUNKS;
+    const half* head;
+    const int step, rows;  // from one row to the next, in halves; rows of the head
+    const unsigned r, c;   // this thread's first row of a tile, and its chunk
+
+    __device__ __forceinline__ RowLoader(const half* head, int step, int rows)
+        : head(head), step(step), rows(rows), r(threadIdx.x / CHUNKS), c(threadIdx.x % CHUNKS) {}
+
+    // Asks for a tile; zeros behind the last row.
+    __device__ __forceinline__ void ask(half* shared, int tile) const {
+        const half* from = head + (long long)(tile * ROWS + (int)r) * step + c * 8;
+        const int left = rows - tile * ROWS - (int)r;
 #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
-        const int r = i / (D / 8), c = i % (D / 8);
-        const bool valid = first + r < rows;
-        copy_async_16(shared + chunk_of<D>(r, c), valid ? head + (first + r) * step + c * 8 : head, valid);
+        for (unsigned k = 0; k * R < ROWS; k++)
+            if (r < R && ((k + 1) * R <= ROWS || r + k * R < ROWS))
+                copy_async_16(shared + chunk_of<D>(r + k * R, c), from + (long long)(k * R) * step, (int)(k * R) < left);
     }
-}
+};
 
 template <int D, int MT, int KEYS> struct QueryTile {
     static_assert(D % 8 == 0 && KEYS % 16 == 0, "whole fragments");

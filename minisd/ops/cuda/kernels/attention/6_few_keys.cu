@@ -20,8 +20,8 @@ attention_few_keys(const half* __restrict__ q, const half* __restrict__ k, const
     const int n = blockIdx.y, b = blockIdx.z;
     const long long step = (long long)N * D, own = (long long)b * queries * step + n * D, others = (long long)b * keys * step + n * D;
     const int ahead = causal ? keys - queries + 1 : keys;
-    ask_for_rows<D, KEYS, THREADS>(ks, k + others, step, 0, keys);
-    ask_for_rows<D, KEYS, THREADS>(vs, v + others, step, 0, keys);
+    RowLoader<D, KEYS, THREADS>(k + others, N * D, keys).ask(ks, 0);
+    RowLoader<D, KEYS, THREADS>(v + others, N * D, keys).ask(vs, 0);
     copy_commit();
 
     QueryTile<D, 1, KEYS> mine;

@@ -3,16 +3,18 @@
 //                 through global memory to a second kernel, which scales.
 // Work split:     statistics: grid (chunks, B), block (C / V, R), V = 16 bytes of T; thread (c, r) takes pixels r, r + R, … of the chunk, in
 //                 8 R C bytes of shared memory. scaling: grid (chunks, B), the same block, 12 G bytes.
-// Global traffic: 2 reads + 1 write of x, 3 B S C sizeof(T) bytes, all in full sectors, + 24 B G chunks. The second read hits the L2 cache
-//                 where x fits into it.
-// Limits:         C a multiple of 8, at most 4096 (half); of 4, at most 2048 (float); any G.
+// Global traffic: 2 reads + 1 write of x, 3 B S C sizeof(T) bytes, all in full sectors. The second read hits the L2 cache where x fits into it.
+//                 Every block of the second kernel reads the statistics of all chunks of its image: 12 B G chunks^2 bytes from the L2 cache.
+// Limits:         C a multiple of 8, at most 8192 (half); of 4, at most 4096 (float); any G.
 // Numerics:       Welford for each channel on x - s, s = x[b, 0, first channel of the group]; merged by Chan's formula.
+//                 SiLU of halves by approximate instructions, to 3 ulp of a float.
 // Source:         NVIDIA apex, group_norm_nhwc; Chan, Golub & LeVeque, 1979.
+#include "normalize.cuh"
 #include "statistics.cuh"
 
-// x [B, S, C] -> parts [B, chunks, G, 3]: count, mean and sum of squares of each group of each chunk, about the group's shift.
+// x [B, S, C] -> parts [B, G, chunks, 3]: count, mean and sum of squares of each group of each chunk, about the group's shift.
 template <typename T>
-__global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restrict__ x, float* __restrict__ parts, int S, int C, int G, int chunk) {
+__global__ void __launch_bounds__(1024, 1) group_norm_statistics(const T* __restrict__ x, float* __restrict__ parts, int S, int C, int G, int chunk) {
     constexpr int V = Vector<T>::SIZE;
     DYNAMIC_SHARED(float, shared);  // means [R, C], then squares [R, C]
     const int rows = blockDim.y, c0 = threadIdx.x * V, width = C / G, r = threadIdx.y;
@@ -21,6 +23,7 @@ __global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restric
 
     float shift[V], mean[V], squares[V], count = 0.0f;
     for (int i = 0; i < V; i++) shift[i] = to_float(image[(c0 + i) / width * width]), mean[i] = squares[i] = 0.0f;
+#pragma unroll 4
     for (int p = begin + r; p < end; p += rows) {
         const Vector<T> v = load_vector(image + (long long)p * C + c0);  // x[b, p, c0 …]
         count += 1.0f;
@@ -45,12 +48,12 @@ __global__ void __launch_bounds__(1024) group_norm_statistics(const T* __restric
             mine = merged(mine, {(float)((pixels + rows - 1) / rows), shared[row * C + c], shared[(rows + row) * C + c]});
         }
         mine = warp_moments(mine);
-        float* out = parts + (((long long)blockIdx.y * gridDim.x + blockIdx.x) * G + g) * 3;
+        float* out = parts + (((long long)blockIdx.y * G + g) * gridDim.x + blockIdx.x) * 3;
         if (lane == 0) out[0] = mine.count, out[1] = mine.mean, out[2] = mine.squares;
     }
 }
 
-// x [B, S, C], parts [B, chunks, G, 3] -> y [B, S, C]
+// x [B, S, C], parts [B, G, chunks, 3] -> y [B, S, C]
 template <typename T>
 __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ b,
                                                          const float* __restrict__ parts, T* __restrict__ y, int S, int C, int G, int chunk,
@@ -60,12 +63,15 @@ __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x
     const int rows = blockDim.y, c0 = threadIdx.x * V, width = C / G, r = threadIdx.y;
     const long long image = (long long)blockIdx.y * S * C;
 
-    for (int g = r * blockDim.x + threadIdx.x; g < G; g += blockDim.x * rows) {
+    const int t = r * blockDim.x + threadIdx.x, warps = blockDim.x * rows / WARP, lane = t % WARP;  // one warp a group
+    for (int g = t / WARP; g < G && t / WARP < warps; g += warps) {                                 // the last warp may not be whole
         Moments all = {0.0f, 0.0f, 0.0f};
-        for (int k = 0; k < gridDim.x; k++) {
-            const float* part = parts + (((long long)blockIdx.y * gridDim.x + k) * G + g) * 3;
+        for (int k = lane; k < gridDim.x; k += WARP) {
+            const float* part = parts + (((long long)blockIdx.y * G + g) * gridDim.x + k) * 3;
             all = merged(all, {part[0], part[1], part[2]});
         }
+        all = warp_moments(all);
+        if (lane > 0) continue;
         shared[g] = to_float(x[image + g * width]), shared[G + g] = all.mean, shared[2 * G + g] = 1.0f / sqrtf(all.squares / all.count + eps);
     }
     __syncthreads();
@@ -75,12 +81,10 @@ __global__ void __launch_bounds__(1024) group_norm_apply(const T* __restrict__ x
         const int c = c0 + i, g = c / width;
         shift[i] = shared[g], mean[i] = shared[G + g], scale[i] = shared[2 * G + g] * to_float(w[c]), low[i] = to_float(b[c]);
     }
+#pragma unroll 4
     for (int p = blockIdx.x * chunk + r; p < min(S, (blockIdx.x + 1) * chunk); p += rows) {
         Vector<T> v = load_vector(x + image + (long long)p * C + c0);
-        for (int i = 0; i < V; i++) {
-            const float n = (to_float(v.value[i]) - shift[i] - mean[i]) * scale[i] + low[i];
-            v.value[i] = from_float<T>(use_silu ? silu(n) : n);
-        }
+        normalize(v, shift, mean, scale, low, use_silu);
         store_vector(y + image + (long long)p * C + c0, v);
     }
 }

@@ -12,7 +12,7 @@ constexpr int MAX_VECTORS = 10;
 
 // x, y [rows, n]
 template <typename T>
-__global__ void __launch_bounds__(128) softmax_vectors(const T* __restrict__ x, T* __restrict__ y, int rows, int n) {
+__global__ void __launch_bounds__(128, 4) softmax_vectors(const T* __restrict__ x, T* __restrict__ y, int rows, int n) {
     constexpr int V = Vector<T>::SIZE;
     const int row = blockIdx.x * 4 + threadIdx.x / WARP, lane = threadIdx.x % WARP, vectors = n / V;
     if (row >= rows) return;
