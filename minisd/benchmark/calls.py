@@ -151,20 +151,23 @@ class Call:
     def __str__(self) -> str:
         return ", ".join(f"{name} {n}" for name, n in zip(FORMS[self.op].names, self.numbers))
 
-    def build(self, dtype, seed: int = 0) -> tuple[list, dict]:
-        """Arguments as NumPy arrays in `dtype`, values near 1 on the way through; and keywords. Weights lie in memory as a loader leaves them."""
+    def build(self, dtype) -> tuple[list, dict]:
+        """Arguments as NumPy arrays in `dtype`, the same at each call, values near 1 on the way through; and keywords.
+
+        Weights lie in memory as a loader leaves them, heads as a linear layer does.
+        """
         f = FORMS[self.op]
-        random = np.random.RandomState(zlib.crc32(f"{self.op} {self.numbers} {seed}".encode()))
+        random = np.random.default_rng(zlib.crc32(f"{self.op} {self.numbers}".encode()))
         arrays = [_draw(random, name, shape).astype(dtype) for name, shape in f.arguments(*self.numbers).items()]
         if self.op in ("conv2d", "upsample_conv2d"):
             arrays[1] = np.ascontiguousarray(arrays[1].transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)
-        if self.op == "attention":  # heads lie inside tokens, as a linear layer leaves them
+        if self.op == "attention":
             arrays = [np.ascontiguousarray(a.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3) for a in arrays]
         return arrays, f.keywords(*self.numbers)
 
 
 def _draw(random, name: str, shape) -> np.ndarray:
-    values = random.standard_normal(shape)
+    values = random.standard_normal(shape, "float32")
     if name.startswith("w") and len(shape) > 1:
         return values / math.sqrt(math.prod(shape[1:]))
     return 1.0 + 0.2 * values if name == "w" else values  # γ of a norm is near 1

@@ -63,21 +63,22 @@ class Gpu(Machine):
             run(calls, n)
             stream.synchronize()
             try:
-                launch = self.record(stream, lambda: (run(calls, n), blas)).launch
-                how = f"graph of {n}"
+                graph, kept = self.record(stream, lambda: run(calls, n))
+                launch, how = graph.launch, f"graph of {n}"
             except Exception as reason:  # whatever CuPy or CUDA say against recording this
-                launch, how = None, f"{n} launches, not a graph: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
+                launch, kept = None, None
+                how = f"{n} launches, not a graph: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
                 stream = self.cupy.cuda.Stream(non_blocking=True)
 
-        def measure():
+        def measure(kept=(kept, blas)):  # the graph writes to what it was recorded with
             with stream:
                 seconds, result = self.clock(stream, launch or (lambda: run(calls, n)))
             return seconds / n, result
 
         return measure, how
 
-    def record(self, stream, call: Callable):
-        """The CUDA graph of what `call` launches on this stream; what it returns is kept alive with it."""
+    def record(self, stream, call: Callable) -> tuple:
+        """The CUDA graph of what `call` launches on this stream, and what it returned: to be kept alive as long as the graph."""
         stream.begin_capture()
         try:
             kept = call()
@@ -85,9 +86,7 @@ class Gpu(Machine):
             with contextlib.suppress(Exception):  # that the recording is broken is known
                 stream.end_capture()
             raise
-        graph = stream.end_capture()
-        self.kept = [*getattr(self, "kept", []), kept]  # the graph writes there at each launch
-        return graph
+        return stream.end_capture(), kept
 
     def clock(self, stream, call: Callable) -> tuple[float, object]:
         """Seconds on the device between two events around a call on this stream."""

@@ -1,7 +1,6 @@
 """Contestants take turns: a busy moment of the machine hits all of them, and medians are compared."""
 
 import gc
-import statistics
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,3 @@ def interleave(made: dict, rounds: int, *, warm: bool = True, clock: Callable = 
             if i:
                 seconds[name].append(float(f"{took:.4g}"))
     return seconds, results
-
-
-def median(seconds: list) -> float | None:
-    return statistics.median(seconds) if seconds else None

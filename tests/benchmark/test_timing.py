@@ -1,6 +1,6 @@
 """Turns, warming up, and what is kept."""
 
-from minisd.benchmark.timing import interleave, median, wall
+from minisd.benchmark.timing import interleave, wall
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count():
@@ -13,7 +13,6 @@ def test_contestants_take_turns_and_the_first_round_does_not_count():
     assert seconds == {"a": [0.1235], "b": [0.1235]}
 
 
-def test_the_clock_and_the_median():
+def test_the_clock():
     seconds, result = wall(lambda: 7)
     assert 0 <= seconds < 1 and result == 7
-    assert median([3.0, 1.0, 2.0]) == 2.0 and median([]) is None

@@ -26,7 +26,8 @@ class Record(SimpleNamespace):
         yield from items
 
 
-SMALL = {"linear": [(5, 16, 24)], "conv2d": [(1, 5, 8, 16)], "attention": [(1, 1, 9, 9, 40)], "geglu": [(3, 16)], "feed_forward": [(9, 16)]}
+SMALL = {"linear": [(5, 16, 24), (5, 24, 16)], "conv2d": [(1, 5, 8, 16)], "attention": [(1, 1, 9, 9, 40)], "geglu": [(3, 16)],
+         "feed_forward": [(9, 16)]}  # fmt: skip
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_what_is_wrong_is_named(few):
     problems = wrong["linear/careless"]
     assert set(wrong) == {"linear/careless"} and record.result["wrong"] == 1 and any("matrix, float32: " in p for p in problems)
     assert "5,16,24, float16: RuntimeError: an illegal address" in problems
+    assert any(p.startswith("5,24,16, float16: relative error ") for p in problems)
 
 
 def test_every_shape_is_one():

@@ -99,6 +99,14 @@ def linear_variants(x, w, b, kwargs) -> dict:
     return {f"mma, {tile}": lambda tile=tile: product_mma(x, w, b, tile=tile) for tile in known_tiles()}
 
 
+def attention_variants(q, k, v, kwargs) -> dict:
+    """Warps, queries, keys and stages that the tuned kernel is compiled for."""
+    from minisd.ops.cuda import attention as launchers
+
+    known = getattr(launchers, "TUNED_VARIANTS", {}).get(q.shape[3], ())
+    return {f"tuned, {variant}": lambda variant=variant: launchers.tuned_by(variant, q, k, v, **kwargs) for variant in known}
+
+
 def known_tiles() -> tuple:
     """The tiles on tensor cores that the launchers are compiled for."""
     from minisd.ops.cuda import linear
@@ -106,7 +114,10 @@ def known_tiles() -> tuple:
     return linear.SMALL, linear.LARGE, linear.WIDE
 
 
-VARIANTS = {"conv2d": (conv_variants, ("unet-64", "unet-32", "unet-16", "unet-8", "vae-256")), "linear": (linear_variants, ("unet-64", "unet-16"))}
+VARIANTS = {
+    "conv2d": (conv_variants, ("unet-64", "unet-32", "unet-16", "unet-8", "vae-256")),
+    "attention": (attention_variants, ("unet-64", "unet-32", "unet-16", "sd2-64")), "linear": (linear_variants, ("unet-64", "unet-16")),
+}  # fmt: skip
 
 
 def variants(record):

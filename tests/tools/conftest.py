@@ -1,6 +1,0 @@
-"""The tools are programs, not modules of the package: their folder is put on the path here."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
