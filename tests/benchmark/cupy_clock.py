@@ -51,7 +51,8 @@ class Clock:
         self.ndarray = type("ndarray", (), {})  # nobody's array
         self.cuda = SimpleNamespace(
             Stream=Stream, Event=Event, get_elapsed_time=lambda start, end: end.at - start.at, is_available=lambda: True,
-            MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=nullcontext, Device=lambda: SimpleNamespace(id=0), runtime=SimpleNamespace(getDeviceProperties=properties), get_current_stream=Stream,
+            MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=nullcontext, Device=lambda: SimpleNamespace(id=0),
+            runtime=SimpleNamespace(getDeviceProperties=properties), get_current_stream=Stream,
         )  # fmt: skip
 
         class Matrix:
