@@ -2,7 +2,7 @@
 
 CuPy's own matrix product cannot be recorded (`ops/cuda/cublas.py` can). A rung that uses it is launched call by call, and what is measured is
 then the longer of kernel and launch.
-Graphs write over each other's temporary arrays: results are looked at before anything is timed, and not again.
+Memory that a graph was recorded with is nobody else's. Results are looked at before anything is timed, and not again.
 """
 
 import contextlib
@@ -55,8 +55,9 @@ class Gpu(Machine):
         return max(1, min(MOST_SETS, math.ceil(PAST_THE_CACHE * self.cache_bytes / max(nbytes, 1))))
 
     def timed(self, calls):
-        stream = self.cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
-        with stream, products_recorded_on(stream) as blas:
+        cuda = self.cupy.cuda
+        stream, pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()  # the default stream cannot be recorded
+        with stream, cuda.using_allocator(pool.malloc), products_recorded_on(stream) as blas:
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))  # compiles, loads, and fills the pool
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))
             n = samples(once / len(calls), len(calls))
@@ -68,9 +69,9 @@ class Gpu(Machine):
             except Exception as reason:  # whatever CuPy or CUDA say against recording this
                 launch, kept = None, None
                 how = f"{n} launches, not a graph: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
-                stream = self.cupy.cuda.Stream(non_blocking=True)
+                stream = cuda.Stream(non_blocking=True)
 
-        def measure(kept=(kept, blas)):  # the graph writes to what it was recorded with
+        def measure(kept=(kept, blas, pool)):  # the graph writes there, also to arrays that died while it was recorded
             with stream:
                 seconds, result = self.clock(stream, launch or (lambda: run(calls, n)))
             return seconds / n, result

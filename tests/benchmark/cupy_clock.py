@@ -1,5 +1,6 @@
 """What `minisd.benchmark.gpu` uses of CuPy, on NumPy arrays: streams that can be recorded, graphs, events whose clock a test moves."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,7 +51,8 @@ class Clock:
         self.ndarray = type("ndarray", (), {})  # nobody's array
         self.cuda = SimpleNamespace(
             Stream=Stream, Event=Event, get_elapsed_time=lambda start, end: end.at - start.at, is_available=lambda: True,
-            Device=lambda: SimpleNamespace(id=0), runtime=SimpleNamespace(getDeviceProperties=properties), get_current_stream=Stream,
+            MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=nullcontext, Device=lambda: SimpleNamespace(id=0),
+            runtime=SimpleNamespace(getDeviceProperties=properties), get_current_stream=Stream,
         )  # fmt: skip
 
         class Matrix:
