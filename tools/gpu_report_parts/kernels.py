@@ -18,17 +18,23 @@ BOUNDS = {"float16": 1e-3, "float32": 2e-6}  # relative L2 error
 
 
 def probe(record):
-    """The answers of the PTX wrappers beside the simulator's."""
+    """The answers of the PTX wrappers beside the simulator's; those of Hopper's own on a Hopper."""
     from minisd.benchmark.gpu import Gpu
-    from minisd.ops.cuda.probe import compare, inputs, ulps
-    from minisd.ops.cuda.probe import probe as ask
+    from minisd.ops.cuda import probe, probe_hopper
+    from minisd.ops.cuda.device import device
 
-    answers = ask(Gpu().cupy.asarray)
-    with np.load(GOLDEN / "ptx_probe.npz", allow_pickle=False) as golden:
-        wrong = compare(answers, dict(golden))
-    record.put("asked", sorted(answers))
-    record.put("wrong", wrong)
-    record.put("exp2 ulp", round(ulps(answers["exp2"], np.exp2(inputs()["exponents"].astype("float64"))), 3))
+    to_device, asked, wrong = Gpu().cupy.asarray, [], {}
+    for module, name in ((probe, "ptx_probe.npz"), (probe_hopper, "ptx_probe_hopper.npz")):
+        if module is probe_hopper and device().capability != probe_hopper.CAPABILITY:
+            continue
+        answers = module.probe(to_device)
+        with np.load(GOLDEN / name, allow_pickle=False) as golden:
+            wrong |= probe.compare(answers, dict(golden))
+        asked += sorted(answers)
+        record.put("asked", asked)
+        record.put("wrong", wrong)
+        if module is probe:
+            record.put("exp2 ulp", round(probe.ulps(answers["exp2"], np.exp2(probe.inputs()["exponents"].astype("float64"))), 3))
 
 
 def cases(quick: bool):

@@ -75,19 +75,15 @@ def unet_convolutions(record):
 def conv_variants(x, w, b, kwargs) -> dict:
     """{what: call} of the launchers of conv2d that take a tile, or parts of K."""
     from minisd.ops.cuda import conv2d as launchers
+    from minisd.ops.cuda.hopper import conv2d_wgmma
 
     kwargs = dict(stride=kwargs["stride"], padding=((kwargs["padding"],) * 2,) * 2)
     tiles = {str(tile): tile for tile in known_tiles()}
     made = {f"fused, {name}": lambda tile=tile: launchers.conv2d_fused(x, w, b, **kwargs, tile=tile) for name, tile in tiles.items()}
-    if hasattr(launchers, "conv2d_split"):
-        for name, tile in tiles.items():
-            for parts in (2, 4, 8, 16):
-                split = dict(tile=tile, parts=parts)
-                made[f"split_k, {name}, {parts} parts"] = lambda split=split: launchers.conv2d_split(x, w, b, **kwargs, **split)
-    try:
-        from minisd.ops.cuda.hopper import conv2d_wgmma
-    except ImportError:
-        return made
+    for name, tile in tiles.items():
+        for parts in (2, 4, 8, 16):
+            split = dict(tile=tile, parts=parts)
+            made[f"split_k, {name}, {parts} parts"] = lambda split=split: launchers.conv2d_split(x, w, b, **kwargs, **split)
     for parts in (1, 2, 4, 8, 16):
         made[f"wgmma, {parts} parts"] = lambda parts=parts: conv2d_wgmma(x, w, b, parts=parts)
     return made
@@ -103,7 +99,7 @@ def attention_variants(q, k, v, kwargs) -> dict:
     """Warps, queries, keys and stages that the tuned kernel is compiled for."""
     from minisd.ops.cuda import attention as launchers
 
-    known = getattr(launchers, "TUNED_VARIANTS", {}).get(q.shape[3], ())
+    known = launchers.TUNED_VARIANTS.get(q.shape[3], ())
     return {f"tuned, {variant}": lambda variant=variant: launchers.tuned_by(variant, q, k, v, **kwargs) for variant in known}
 
 

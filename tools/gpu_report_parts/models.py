@@ -104,12 +104,7 @@ def unet(record):
 
     record.put("eager", timed(gpu, step, times))
     y = step()
-    try:
-        from minisd.models import Once
-    except ImportError:
-        record.put("graph", {"skipped": "this version has no CUDA graph of a step (minisd.models.Once)"})
-    else:
-        record.put("graph", graph(gpu, model, sample, context, times, y))
+    record.put("graph", graph(gpu, model, sample, context, times, y))
     if not record.quick:
         from minisd import ops
 
