@@ -5,7 +5,6 @@ then the longer of kernel and launch.
 Memory that a graph was recorded with is nobody else's. Results are looked at before anything is timed, and not again.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -13,6 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import ResourceError
+from ..ops.cuda.cublas import recorded_on
 from .machine import Machine, Roof, best_of
 
 PAST_THE_CACHE = 3  # all sets of arguments together are so many times the L2 cache
@@ -57,7 +57,7 @@ class Gpu(Machine):
     def timed(self, calls):
         cuda = self.cupy.cuda
         stream, pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()  # the default stream cannot be recorded
-        with stream, cuda.using_allocator(pool.malloc), products_recorded_on(stream) as blas:
+        with stream, cuda.using_allocator(pool.malloc), recorded_on(stream) as blas:
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))  # compiles, loads, and fills the pool
             once, _ = self.clock(stream, lambda: run(calls, len(calls)))
             n = samples(once / len(calls), len(calls))
@@ -110,15 +110,6 @@ class Gpu(Machine):
             flops = best_of(lambda: a @ b, lambda f: self.clock(stream, f))
             bandwidth = best_of(lambda: y.data.copy_from_device_async(x.data, copied), lambda f: self.clock(stream, f))
         return Roof(2 * side**3 / flops, 2 * copied / bandwidth)
-
-
-def products_recorded_on(stream):
-    """The context in which cuBLAS can be recorded; it yields what has to live as long as the graph."""
-    try:
-        from ..ops.cuda.cublas import recorded_on
-    except ImportError:
-        return contextlib.nullcontext()
-    return recorded_on(stream)
 
 
 def run(calls: list[Callable], n: int) -> list:
