@@ -91,11 +91,12 @@ template <int D, int MT, int KEYS> struct QueryTile {
     }
 
     // Hides what a query must not see: query s sees keys 0 … min(keys, ahead + s) - 1; the first score is key j0's, the first row query s0.
-    __device__ __forceinline__ void hide(int j0, int s0, int keys, int ahead) {
+    // The first SEEN scores are known to be seen by all.
+    template <int SEEN> __device__ __forceinline__ void hide(int j0, int s0, int keys, int ahead) {
 #pragma unroll
         for (int m = 0; m < MT; m++)
 #pragma unroll
-            for (int j = 0; j < KEYS / 8; j++)
+            for (int j = SEEN / 8; j < KEYS / 8; j++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const int limit = min(keys, ahead + s0 + m * 16 + lane / 4 + i / 2 * 8);

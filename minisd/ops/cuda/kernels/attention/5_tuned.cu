@@ -43,7 +43,7 @@ attention_tuned(const half* __restrict__ q, const half* __restrict__ k, const ha
         __syncthreads();  // these keys are here for everyone, and everyone has left the tile before, whose buffers are filled next
         ask(ks, of_k, tile + STAGES - 1);
         mine.meet(ks + tile % STAGES * TILE);
-        if (tile * KEYS + KEYS > min(keys, ahead + s0)) mine.hide(tile * KEYS, s0, keys, ahead);
+        if (tile * KEYS + KEYS > min(keys, ahead + s0)) mine.template hide<0>(tile * KEYS, s0, keys, ahead);
         mine.template weigh<false>(scale);
         copy_wait<PENDING>();
         __syncthreads();  // these values are here for everyone

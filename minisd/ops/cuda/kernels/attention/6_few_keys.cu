@@ -33,7 +33,8 @@ attention_few_keys(const half* __restrict__ q, const half* __restrict__ k, const
     for (int s0 = first; s0 < queries; s0 += gridDim.x * ROWS) {
         if (s0 != first) mine.begin(q + own, step, s0, queries);
         mine.meet(ks);
-        mine.hide(0, s0, keys, ahead);
+        if (causal || keys < KEYS - 16) mine.template hide<0>(0, s0, keys, ahead);
+        else mine.template hide<KEYS - 16>(0, s0, keys, ahead);
         mine.template weigh<true>(scale);
         mine.gather(vs);
         mine.end(y + own, step, s0, queries);
