@@ -5,6 +5,7 @@ then the longer of kernel and launch.
 Memory that a graph was recorded with is nobody else's. Results are looked at before anything is timed, and not again.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from functools import cached_property
