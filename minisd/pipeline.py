@@ -8,6 +8,7 @@
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from .adapters import LoraLoaderMixin, TextualInversionLoaderMixin
 from .errors import UsageError
 from .image import latents_to_unit, unit_to_pil
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .models.model import check_dtype
 from .prompts import check_prompt_options, count_vectors, encode
 from .request import Request, activation_bytes, check_memory, check_seed
 from .schedulers import scheduler_from_config
@@ -84,14 +86,44 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         self.name = name
 
     @classmethod
+    def from_single_file(
+        cls, path, *, prediction_type: str | None = None, device: str = "cpu", dtype: str = "float32", resident: str | None = None, unet=None, vae=None,
+        text_encoder=None, tokenizer=None, scheduler=None,
+    ):  # fmt: skip
+        """Loads a pipeline from one file with LDM's names, such as v1-5-pruned-emaonly.safetensors, or a .ckpt; `checkpoint/single_file.py` says more.
+
+        prediction_type: "epsilon" or "v_prediction", where an SD 2.x file is misjudged        dtype, resident: as in `from_pretrained`
+        unet, vae, text_encoder, scheduler: instead of the file's        tokenizer: likewise, or a folder with vocab.json and merges.txt; else they
+        are looked for beside the file, in the hub's cache and on the hub        Raises what `from_pretrained` does.
+        """
+        from .checkpoint import open_single_file, resolve, tokenizer_files
+        from .tokenizer import CLIPTokenizer
+
+        check_device(device)
+        file = resolve(str(path))
+        if not file.is_file():
+            raise UsageError(f"{path} is no single file", "", "from_pretrained takes folders and hub ids")
+        single = open_single_file(file, prediction_type)
+        parts = {"text_encoder": (CLIPTextModel, text_encoder), "unet": (UNet2DConditionModel, unet), "vae": (AutoencoderKL, vae)}
+        single.require(*(part for part, (_, given) in parts.items() if given is None))
+        scheduler = scheduler_from_config(single.scheduler) if scheduler is None else scheduler
+        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
+            folder, pad_token = (tokenizer, single.family.pad_token) if tokenizer is not None else tokenizer_files(file, single)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
+        load = dict(dtype=check_dtype(dtype), resident=resident)
+        models = {part: kind(*single.load(part, **load)) if given is None else given for part, (kind, given) in parts.items()}
+        return cls(**models, tokenizer=tokenizer, scheduler=scheduler, name=str(path))
+
+    @classmethod
     def from_pretrained(
         cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None,
-        resident: str | None = None,
+        resident: str | None = None, scheduler=None,
     ):  # fmt: skip
-        """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, or a hub id such as "CompVis/stable-diffusion-v1-4".
+        """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, a single file, or a hub id such as "CompVis/stable-diffusion-v1-4".
 
         dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
         resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.
+        scheduler: instead of the model's own.
         Raises FetchError (network), ModelFileError (files), NumericError (NaN weights), UsageError.
         """
         from .checkpoint import read_model_index, resolve
@@ -99,11 +131,13 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
 
         check_device(device)
         folder = resolve(str(model), variant=variant, revision=revision)
+        if folder.is_file():
+            return cls.from_single_file(model, device=device, dtype=dtype, resident=resident, scheduler=scheduler)
         read_model_index(folder)
         load = dict(dtype=dtype, variant=variant, resident=resident)
         return cls(
             tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-            scheduler=load_scheduler(folder),
+            scheduler=load_scheduler(folder) if scheduler is None else scheduler,
             text_encoder=CLIPTextModel.from_pretrained(folder, **load),
             unet=UNet2DConditionModel.from_pretrained(folder, **load),
             vae=AutoencoderKL.from_pretrained(folder, **load),
@@ -322,10 +356,19 @@ def tile(x, batch: int, name: str = "image"):
 
 
 def load_scheduler(folder):
-    """The sampler that a pipeline folder names in scheduler/scheduler_config.json."""
-    from .checkpoint import read_json
+    """The sampler that a pipeline folder names in scheduler/scheduler_config.json, or the one of a single file's family."""
+    from .checkpoint import read_scheduler_config
 
-    return scheduler_from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    return scheduler_from_config(read_scheduler_config(folder))
+
+
+def load_tokenizer(model):
+    """The tokenizer of a model, which for a single file lies beside it or on the hub."""
+    from .checkpoint import tokenizer_files
+    from .tokenizer import CLIPTokenizer
+
+    folder, pad_token = tokenizer_files(model)
+    return CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
 
 
 def check_device(device: str):

@@ -12,7 +12,7 @@ from ..errors import UsageError
 @click.argument("prompt")
 @click.option("--at", multiple=True, metavar="PATTERN", help="Which layers, such as 'unet.*attn2*'; can be repeated. Default: all.")
 @click.option("-o", "--output", help="The .safetensors file (with --stats: .json); default trace.safetensors, or none with --stats or --table.")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("-n", "--negative", default="", help="What the picture should move away from.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True)
 @click.option("--steps", type=int, default=2, show_default=True, help="Denoising steps.")
@@ -71,10 +71,8 @@ def load(options: dict):
 
     if options["scheduler"] not in (None, *SCHEDULERS):
         raise UsageError(f"there is no scheduler {options['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
-    pipe = StableDiffusionPipeline.from_pretrained(options["model"], dtype=options["dtype"], variant=options["variant"])
-    if options["scheduler"]:
-        pipe.scheduler = SCHEDULERS[options["scheduler"]].from_config(pipe.scheduler.config)
-    return pipe
+    own = options["scheduler"] and SCHEDULERS[options["scheduler"]].from_pretrained(options["model"], "scheduler")
+    return StableDiffusionPipeline.from_pretrained(options["model"], dtype=options["dtype"], variant=options["variant"], scheduler=own or None)
 
 
 def first_noise(pipe, seed: int, width=None, height=None):
