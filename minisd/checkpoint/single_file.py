@@ -199,6 +199,9 @@ def open_single_file(path, prediction_type: str | None = None) -> SingleFile:
     path = Path(path)
     if prediction_type not in (None, *PREDICTIONS):
         raise UsageError(f"prediction_type is {prediction_type!r}", "", f"use one of {', '.join(PREDICTIONS)}")
+    folder = _model_folder(path)
+    if folder and path.suffix in (".json", ".txt"):
+        raise ModelFileError(f"{path} is a part of a model", "a model is a whole folder", f"give the folder {folder}")
     tensors, global_step = read_tensors(path)
     if (found := refusal(path, tensors)) is not None:
         raise found
@@ -247,7 +250,7 @@ def refusal(path: Path, names) -> ModelFileError | None:
             return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}; {IMPLEMENTED}", "use a Stable Diffusion 1.x or 2.x model")
     if any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
         return None
-    folder = next((parent for parent in (path.parent, path.parent.parent) if (parent / "model_index.json").is_file()), None)
+    folder = _model_folder(path)
     for pattern, kind, fix in NO_MODEL:
         if match := next((name for name in names if re.match(pattern, name)), None):
             return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}, and no whole model", f"give the folder {folder}" if folder else fix)
@@ -257,6 +260,11 @@ def refusal(path: Path, names) -> ModelFileError | None:
         return ModelFileError(what, why, "give the file of a whole model")
     fix = f"give the folder {folder}" if folder else "check the path; a checkpoint in a single file has names such as model.diffusion_model.…"
     return ModelFileError(f"{path} is no Stable Diffusion checkpoint", f"its first tensors are {some(list(names), 3)}", fix)
+
+
+def _model_folder(path: Path) -> Path | None:
+    """The folder in diffusers' layout that a file lies in."""
+    return next((parent for parent in (path.parent, path.parent.parent) if (parent / "model_index.json").is_file()), None)
 
 
 def file_sha256(path) -> str:
