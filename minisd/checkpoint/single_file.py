@@ -20,7 +20,7 @@ import numpy as np
 from ..config import CLIPTextConfig, UNetConfig, VAEConfig
 from ..errors import ModelFileError, UsageError
 from ..params import Params
-from .names import COMPONENTS, from_ldm, is_ldm, why_left_out
+from .names import COMPONENTS, from_ldm, why_left_out
 from .report import LoadReport, some
 from .safetensors_file import DTYPES, StoredTensor, read_header
 from .torch_file import locate_tensors
@@ -254,8 +254,8 @@ def refusal(path: Path, names) -> ModelFileError | None:
     for pattern, kind, fix in NO_MODEL:
         if match := next((name for name in names if re.match(pattern, name)), None):
             return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}, and no whole model", f"give the folder {folder}" if folder else fix)
-    if any(map(is_ldm, names)):
-        parts = {target.partition(".")[0] for targets in from_ldm(names).values() for target in targets}
+    parts = {target.partition(".")[0] for targets in from_ldm(names).values() for target in targets}
+    if parts and "unet" not in parts:
         what, why = f"{path} holds no UNet", f"it has the {' and '.join(PARTS[part][0] for part in sorted(parts))} of a model only"
         return ModelFileError(what, why, "give the file of a whole model")
     fix = f"give the folder {folder}" if folder else "check the path; a checkpoint in a single file has names such as model.diffusion_model.…"

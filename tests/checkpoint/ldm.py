@@ -21,7 +21,7 @@ CLASSES = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig}
 STATISTIC = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 
 
-def configs(file: str, in_channels: int = 4, sample_size: int = 64, width: int = 64, layers: int | None = None) -> dict:
+def configs(file: str, in_channels: int = 4, sample_size: int = 64) -> dict:
     """{component: config.json} of a toy with the structure of "ldm_sd1", "ldm_sd2" or "ldm_sd_turbo"."""
     first = file == "ldm_sd1"
     widths = [32, 64, 32, 32] if first else [64, 128, 64, 64]  # as in the official ones the last two are equal
@@ -29,7 +29,7 @@ def configs(file: str, in_channels: int = 4, sample_size: int = 64, width: int =
         "unet": {
             "_class_name": "UNet2DConditionModel", "in_channels": in_channels, "out_channels": 4, "block_out_channels": widths, "layers_per_block": 2,
             "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"], "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-            "cross_attention_dim": width, "attention_head_dim": 8 if first else [1, 2, 1, 1], "use_linear_projection": not first,
+            "cross_attention_dim": 64, "attention_head_dim": 8 if first else [1, 2, 1, 1], "use_linear_projection": not first,
             "sample_size": sample_size,
         },
         "vae": {
@@ -37,8 +37,8 @@ def configs(file: str, in_channels: int = 4, sample_size: int = 64, width: int =
             "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2, "sample_size": 512,
         },
         "text_encoder": {
-            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 80,
-            "num_hidden_layers": layers or (12 if first else 23), "num_attention_heads": width // 64, "max_position_embeddings": 77,
+            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 80,
+            "num_hidden_layers": 12 if first else 23, "num_attention_heads": 1, "max_position_embeddings": 77,
             "hidden_act": "quick_gelu" if first else "gelu",
         },
     }  # fmt: skip
@@ -65,6 +65,8 @@ def tensors(file: str, in_channels: int = 4, spread: float | None = None) -> dic
             parts = [ours[component][rest] for component, _, rest in (target.partition(".") for target in targets)]
             array = np.concatenate(parts) if parts[1:] else parts[0]
             found[name] = array.reshape(*array.shape, *[1] * (len(shape) - array.ndim))
+        elif name.endswith("text_projection"):
+            found[name] = np.full((64, 64), 0.25, "float32")
         elif name.endswith("position_ids"):
             found[name] = "I64", np.arange(77)[None]
         else:
