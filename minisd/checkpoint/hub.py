@@ -9,6 +9,7 @@ import importlib.resources
 import logging
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def fetch_tokenizer(places, file: Path) -> Path:
             if all((folder / name).is_file() for name in VOCABULARY):
                 return folder
     (repo, subfolder), *_ = places
-    command = f"hf download {repo} {' '.join(f'{subfolder}/{name}'.lstrip('/') for name in VOCABULARY)} --local-dir {file.parent}"
-    # `hf download` keeps the sub-folder; without one the files lie beside the checkpoint: both are looked at.
+    # With the sub-folder, if there is one: `tokenizer_beside` looks in both.
+    command = shlex.join(["hf", "download", repo, *(f"{subfolder}/{name}".lstrip("/") for name in VOCABULARY), "--local-dir", str(file.parent)])
     why = f"it is not in the file, not beside it, and {repo} cannot be fetched ({_first_line(first) if first else 'its files are incomplete'})"
     raise FetchError(f"{file} needs CLIP's vocabulary", why, f"run once with network: {command}")
 

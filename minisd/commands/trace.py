@@ -66,13 +66,16 @@ def command(prompt, at, output, stats, show_table, as_json, force, **options):
 
 def load(options: dict):
     """The pipeline with the scheduler that was asked for."""
+    from ..checkpoint import resolve
     from ..pipeline import StableDiffusionPipeline
     from ..schedulers import SCHEDULERS
 
     if options["scheduler"] not in (None, *SCHEDULERS):
         raise UsageError(f"there is no scheduler {options['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
-    own = options["scheduler"] and SCHEDULERS[options["scheduler"]].from_pretrained(options["model"], "scheduler")
-    return StableDiffusionPipeline.from_pretrained(options["model"], dtype=options["dtype"], variant=options["variant"], scheduler=own or None)
+    scheduler = None
+    if options["scheduler"]:
+        scheduler = SCHEDULERS[options["scheduler"]].from_pretrained(resolve(options["model"], variant=options["variant"]), "scheduler")
+    return StableDiffusionPipeline.from_pretrained(options["model"], dtype=options["dtype"], variant=options["variant"], scheduler=scheduler)
 
 
 def first_noise(pipe, seed: int, width=None, height=None):

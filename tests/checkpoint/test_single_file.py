@@ -394,6 +394,8 @@ def test_every_command_takes_a_single_file(folder, tmp_path, capsys, monkeypatch
     assert code == 0 and "a whole model, SD 1.x, epsilon" in lines[0]
     assert "  model.diffusion_model.out.2.bias  F32  4  → conv_out.bias".replace("→ ", "→ unet.") in lines
     assert "  betas  F32  1000  → not used" in lines
+    shutil.copy(write_zip(tmp_path / "sd1.zip", {name: np.ascontiguousarray(x[1] if isinstance(x, tuple) else x) for name, x in tensors("ldm_sd1").items()}), "x.ckpt")
+    assert "a whole model, SD 1.x" in run(capsys, "inspect", "x.ckpt")[1].splitlines()[0]
     code, out, err = run(capsys, "trace", "a", "-m", path, "--steps", "1", "-W", "64", "-H", "64", "--at", "unet.conv_in", "-o", "t.safetensors", "--scheduler", "ddim")
     assert code == 0 and "unet.conv_in" in load_file("t.safetensors"), err
     code, out, _ = run(capsys, "tokens", "a cat", "-m", path)
