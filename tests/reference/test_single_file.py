@@ -14,7 +14,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from minisd import DDIMScheduler, StableDiffusionPipeline  # noqa: E402
 from minisd.checkpoint import load_component, open_single_file  # noqa: E402
-from minisd.checkpoint.single_file import FAMILIES  # noqa: E402
+from minisd.checkpoint.families import FAMILIES  # noqa: E402
 from tests.checkpoint.ldm import LDM, configs, put_tokenizer, write_folder, write_single_file  # noqa: E402
 from tests.numerics import relative_l2  # noqa: E402
 
