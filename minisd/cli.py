@@ -23,7 +23,7 @@ from .blas import choose_kernel
 from .errors import MinisdError, UsageError
 
 INTERRUPTED = 130
-MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, a single .safetensors or .ckpt, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, a single .safetensors or .ckpt, or a hub id: stable-diffusion-v1-5/stable-diffusion-v1-5."
 COMMANDS = ("diff", "doctor", "dump-script", "inspect", "lora", "plot", "tokens", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
 EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 

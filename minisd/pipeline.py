@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -87,22 +88,22 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
 
     @classmethod
     def from_single_file(
-        cls, path, *, prediction_type: str | None = None, device: str = "cpu", dtype: str = "float32", resident: str | None = None, unet=None, vae=None,
-        text_encoder=None, tokenizer=None, scheduler=None,
+        cls, path, *, prediction_type: str | None = None, device: str = "cpu", dtype: str = "float32", resident: str | None = None,
+        unet=None, vae=None, text_encoder=None, tokenizer=None, scheduler=None,
     ):  # fmt: skip
-        """Loads a pipeline from one file with LDM's names, such as v1-5-pruned-emaonly.safetensors, or a .ckpt; `checkpoint/single_file.py` says more.
+        """Loads a pipeline from one file with LDM's names, such as v1-5-pruned-emaonly.safetensors, or a .ckpt. docs/checkpoints.md says more.
 
         prediction_type: "epsilon" or "v_prediction", where an SD 2.x file is misjudged        dtype, resident: as in `from_pretrained`
         unet, vae, text_encoder, scheduler: instead of the file's        tokenizer: likewise, or a folder with vocab.json and merges.txt; else they
         are looked for beside the file, in the hub's cache and on the hub        Raises what `from_pretrained` does.
         """
-        from .checkpoint import open_single_file, resolve, tokenizer_files
+        from .checkpoint import open_single_file, tokenizer_files
         from .tokenizer import CLIPTokenizer
 
         check_device(device)
-        file = resolve(str(path))
+        file = Path(path).expanduser()
         if not file.is_file():
-            raise UsageError(f"{path} is no single file", "", "from_pretrained takes folders and hub ids")
+            raise UsageError(f"there is no file {path}", "", "check the path; folders and hub ids are for from_pretrained")
         single = open_single_file(file, prediction_type)
         parts = {"text_encoder": (CLIPTextModel, text_encoder), "unet": (UNet2DConditionModel, unet), "vae": (AutoencoderKL, vae)}
         single.require(*(part for part, (_, given) in parts.items() if given is None))
@@ -119,7 +120,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         cls, model="tiny", *, device: str = "cpu", dtype: str = "float32", variant: str | None = None, revision: str | None = None,
         resident: str | None = None, scheduler=None,
     ):  # fmt: skip
-        """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, a single file, or a hub id such as "CompVis/stable-diffusion-v1-4".
+        """Loads a pipeline. model: "tiny" (embedded), a folder in diffusers' layout, a single file, or a hub id "CompVis/stable-diffusion-v1-4".
 
         dtype: "float32", or "float64" for the oracle. variant: "fp16" reads the half-sized files (into the same dtype).
         resident: "float16" keeps the weights in half the memory and widens each one, exactly, when it is used.

@@ -35,7 +35,7 @@ class Family:
     """What the tensors do not say.
 
     repository: whose configs these are        scheduler: where it differs from SCHEDULER        sample_size: in latents
-    tokenizers: (hub id, sub-folder) with the vocabulary; the first is where diffusers looks, the second has the same files        pad_token: official
+    tokenizers: (hub id, sub-folder) with the vocabulary, equal files; the first is in diffusers' table too        pad_token: official
     """
 
     name: str
@@ -81,7 +81,8 @@ def unet_config(shapes: dict, family: Family, where: str) -> UNetConfig:
 
 def vae_config(shapes: dict, family: Family, where: str) -> VAEConfig:
     widths = [size_of(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0, C) for i, C in enumerate(VAE["block_out_channels"])]
-    found = {"block_out_channels": widths, "latent_channels": size_of(shapes, "decoder.conv_in.weight", 1, 4), "sample_size": 8 * family.sample_size}
+    latents = size_of(shapes, "decoder.conv_in.weight", 1, 4)
+    found = {"block_out_channels": widths, "latent_channels": latents, "sample_size": 8 * family.sample_size}
     return VAEConfig.from_dict({**VAE, **found}, where=where)
 
 
@@ -90,7 +91,8 @@ def text_config(shapes: dict, family: Family, where: str) -> CLIPTextConfig:
     layers = {int(n[1]) for name in shapes if (n := re.match(r"text_model\.encoder\.layers\.(\d{1,3})\.", name))}
     width = size_of(shapes, official.format("token"), 1, 1024 if opened else 768)
     found = {
-        "vocab_size": size_of(shapes, official.format("token"), 0, 49408), "max_position_embeddings": size_of(shapes, official.format("position"), 0, 77),
+        "vocab_size": size_of(shapes, official.format("token"), 0, 49408),
+        "max_position_embeddings": size_of(shapes, official.format("position"), 0, 77),
         "hidden_size": width, "intermediate_size": size_of(shapes, "text_model.encoder.layers.0.mlp.fc1.weight", 0, 4 * width),
         "num_hidden_layers": max(layers, default=(22 if opened else 11)) + 1, "num_attention_heads": width // HEAD_WIDTH,
         "hidden_act": "gelu" if opened else "quick_gelu",
@@ -135,7 +137,8 @@ def refusal(path: Path, names) -> ModelFileError | None:
     folder = model_folder(path)
     for pattern, kind, fix in NO_MODEL:
         if match := next((name for name in names if re.match(pattern, name)), None):
-            return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}, and no whole model", f"give the folder {folder}" if folder else fix)
+            fix = f"give the folder {folder}" if folder else fix
+            return ModelFileError(f"{path} is {kind}", f"it holds {some([match])}, and no whole model", fix)
     parts = {target.partition(".")[0] for targets in from_ldm(names).values() for target in targets}
     if parts and "unet" not in parts:
         what, why = f"{path} holds no UNet", f"it has the {' and '.join(PARTS[part][0] for part in sorted(parts))} of a model only"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import FetchError, MinisdError, ModelFileError, ResourceError, UsageError
 from .report import in_bytes, some
-from .variants import STEMS, available, choose_weights, shards
+from .variants import PICKLES, STEMS, available, choose_weights, shards
 
 log = logging.getLogger("minisd")
 
@@ -52,8 +52,12 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
         return Path(path)
     if os.path.isfile(path):
         if variant is not None:
-            raise UsageError(f"{path} has no variant {variant!r}", "variants are other files of a folder; this is a single file", "leave the variant out")
+            raise UsageError(f"{path} has no variant {variant!r}", "only folders have several files to choose from", "leave the variant out")
         return Path(path)
+    if model.endswith((".safetensors", *PICKLES)) and "://" not in model:
+        near = difflib.get_close_matches(os.path.basename(path), _entries(os.path.dirname(path) or "."), n=1, cutoff=0.75)
+        fix = f"did you mean {os.path.join(os.path.dirname(model), near[0])}?" if near else "check the path"
+        raise UsageError(f"there is no file {model}", "", fix)
     if "://" in model:
         found = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*", model)
         fix = f"use its id: {found[1]}" if found else f"give a folder, or a hub id such as {EXAMPLE}"
@@ -67,7 +71,7 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
 def _suggestion(model: str) -> str:
     """Folders beside it, or models, that are spelt almost like this."""
     parent = os.path.dirname(model.rstrip("/")) or "."
-    names = [os.path.normpath(os.path.join(parent, name)) for name in _folders(parent)]
+    names = [os.path.normpath(os.path.join(parent, name)) for name in _entries(parent) if os.path.isdir(os.path.join(parent, name))]
     names += ["tiny", EXAMPLE, *MOVED.values(), "stabilityai/sd-turbo"]
     by_key = {key: name for name in names for key in (name.lower(), os.path.basename(name).lower())}
     keys = difflib.get_close_matches(model.lower()[:200], by_key, n=3, cutoff=0.75)
@@ -75,9 +79,9 @@ def _suggestion(model: str) -> str:
     return f"did you mean {choices}?" if choices else ""
 
 
-def _folders(parent: str) -> list[str]:
+def _entries(parent: str) -> list[str]:
     try:
-        return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+        return sorted(os.listdir(parent))
     except (OSError, ValueError):
         return []
 

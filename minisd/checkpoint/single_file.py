@@ -183,7 +183,7 @@ def _prediction(path: Path, tensors: dict, global_step: int | None) -> tuple[str
     """What a text-to-image SD 2.x predicts, which no name or shape says.
 
     The .yaml beside the file says it, as A1111 reads it. A step of 875000 is 2-base, as in diffusers' `_legacy_load_scheduler`. Otherwise ε
-    and v are told apart as in ComfyUI's `SD20`, by the spread of one bias. (diffusers' `from_single_file` takes v for all of them.)
+    and v are told apart as in ComfyUI's `SD20`, by the spread of one bias. (diffusers' `from_single_file` takes v for all.)
     """
     yaml = path.with_suffix(".yaml")
     if yaml.is_file():
@@ -196,7 +196,7 @@ def _prediction(path: Path, tensors: dict, global_step: int | None) -> tuple[str
     prediction = "v_prediction" if spread > THRESHOLD else "epsilon"
     other = "eps" if prediction == "v_prediction" else "v"
     return prediction, (
-        f"it does not say what its UNet predicts; taken for {prediction}, since σ = {spread:.3f} of {STATISTIC.removeprefix('model.diffusion_model.')}. "
+        f"it does not say what its UNet predicts; taken for {prediction}, since σ = {spread:.3f} of {STATISTIC.partition('diffusion_model.')[2]}. "
         f"If pictures stay noise, set prediction_type=, or put a line  parameterization: \"{other}\"  into {yaml.name} beside it"
     )
 

@@ -13,7 +13,7 @@ from ..errors import UsageError
 @click.argument("target", metavar="FILE|FOLDER|PNG")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(target, as_json):
-    """Say what TARGET is: a safetensors file (weights, a single-file checkpoint, a trace), a .ckpt, a model's folder, “tiny”, a hub id, or a PNG that minisd made."""
+    """Say what TARGET is: a safetensors file (weights, a whole model, a trace), a .ckpt, a model's folder, “tiny”, a hub id, or a PNG of minisd."""
     path = Path(target).expanduser()
     if path.is_file():
         found = picture(path) if path.suffix.lower() == ".png" else tensors(path)
@@ -77,7 +77,9 @@ def tensors(path: Path) -> dict:
         s = statistics(x) if x.dtype.kind == "f" else {"nan": 0, "inf": 0}
         if s["nan"] or s["inf"]:
             bad[name] = s["nan"] + s["inf"]
-    found = {"kind": "trace" if manifest else "weights", "path": str(path), "bytes": path.stat().st_size, "family": whole(path) if official else family(header), "nonfinite": bad}
+    kind = "trace" if manifest else "weights"
+    about = whole(path) if official else family(header)
+    found = {"kind": kind, "path": str(path), "bytes": path.stat().st_size, "family": about, "nonfinite": bad}
     if manifest:
         found |= {"recipe": manifest.get("recipe"), "versions": manifest.get("versions"), "family": f"{len(manifest['rows'])} calls of layers"}
     return {**found, "tensors": rows}

@@ -74,7 +74,7 @@ def tensors(file: str, in_channels: int = 4, spread: float | None = None) -> dic
     return found
 
 
-def write_single_file(path: Path, file: str = "ldm_sd1", dtype: str = "F32", *, in_channels: int = 4, spread: float | None = None, change=None) -> Path:
+def write_single_file(path: Path, file: str = "ldm_sd1", dtype: str = "F32", *, in_channels=4, spread=None, change=None) -> Path:
     """change: a function of the tensors that returns others."""
     made = tensors(file, in_channels, spread)
     path.write_bytes(safetensors_bytes(made if change is None else change(dict(made)), dtype, shuffle=True, residue=3))
@@ -86,7 +86,8 @@ def write_folder(folder: Path, file: str = "ldm_sd1", *, in_channels: int = 4, s
     for component, config in configs(file, in_channels, sample_size).items():
         (folder / component).mkdir(parents=True)
         (folder / component / "config.json").write_text(json.dumps(config))
-        (folder / component / f"{FILES[component]}.safetensors").write_bytes(safetensors_bytes(weights(file, in_channels)[component]))
+        path = folder / component / f"{FILES[component]}.safetensors"
+        path.write_bytes(safetensors_bytes(weights(file, in_channels)[component]))
     (folder / "scheduler").mkdir()
     settings = {**SCHEDULER, "_class_name": "PNDMScheduler", "prediction_type": "epsilon", **scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))

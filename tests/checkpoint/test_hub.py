@@ -72,6 +72,8 @@ def test_a_single_file_is_itself(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"")
     assert resolve(path) == path
+    assert said(str(tmp_path / "models.safetensors")).fix == f"did you mean {path}?"
+    assert said("org/name.ckpt").what == "there is no file org/name.ckpt"  # and no hub id
     with pytest.raises(UsageError, match="has no variant 'fp16'"):
         resolve(path, variant="fp16")
 

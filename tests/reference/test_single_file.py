@@ -29,7 +29,7 @@ def converted(state: dict, file: str) -> dict:
     else:
         prefix = "cond_stage_model.model." if file == "ldm_sd2" else "conditioner.embedders.0.model."
         text = theirs.convert_open_clip_checkpoint(SimpleNamespace(config=SimpleNamespace(hidden_size=64)), state, prefix)
-    unet = theirs.convert_ldm_unet_checkpoint(dict(state), {"num_class_embeds": None, "class_embed_type": None, "addition_embed_type": None, **toy["unet"]})
+    unet = theirs.convert_ldm_unet_checkpoint(dict(state), {"class_embed_type": None, "addition_embed_type": None, **toy["unet"]})
     return {"text_encoder": text, "vae": theirs.convert_ldm_vae_checkpoint(dict(state), toy["vae"]), "unet": unet}
 
 
@@ -46,7 +46,9 @@ def test_the_tensors_are_those_of_diffusers_conversion(tmp_path, file):
             assert np.array_equal(x, expected[name]), name
 
 
-@pytest.mark.parametrize("file, in_channels, family", [("ldm_sd1", 4, "v1"), ("ldm_sd1", 9, "inpainting"), ("ldm_sd2", 4, "v2"), ("ldm_sd2", 9, "inpainting_v2")])
+@pytest.mark.parametrize(
+    "file, in_channels, family", [("ldm_sd1", 4, "v1"), ("ldm_sd1", 9, "inpainting"), ("ldm_sd2", 4, "v2"), ("ldm_sd2", 9, "inpainting_v2")]
+)
 def test_the_family_is_the_one_that_diffusers_sees(tmp_path, file, in_channels, family):
     """diffusers looks at the official width 1024 of the prompt's vectors, which is put in here."""
     path = write_single_file(tmp_path / "x.safetensors", file, in_channels=in_channels)
