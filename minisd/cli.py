@@ -25,7 +25,7 @@ from .errors import MinisdError, UsageError
 
 log = logging.getLogger("minisd")
 INTERRUPTED = 130
-MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+MODEL_HELP = "“tiny” (embedded), a folder in diffusers' layout, a single .safetensors or .ckpt, or a hub id: stable-diffusion-v1-5/stable-diffusion-v1-5."
 COMMANDS = ("bench", "diff", "doctor", "dump-script", "inspect", "lora", "plot", "tokens", "trace", "verify")  # each in a file of commands/, loaded when it is asked for
 EPILOG = "Exit codes: 0 done, 1 diff or verify found a difference, 2 usage, 3 file, 4 memory or disk, 5 NaN, 6 network, 70 bug, 130 interrupted. MINISD_DEBUG=1 shows tracebacks."
 
@@ -151,11 +151,10 @@ class Plan:
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .edit import Edit
         from .models.model import check_dtype, check_residence, default_dtype
-        from .pipeline import load_scheduler
+        from .pipeline import load_scheduler, load_tokenizer
         from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS
-        from .tokenizer import CLIPTokenizer
 
         check_prompts(o["prompt"])
         seed = rng.fresh_seed() if o["seed"] == -1 else check_seed(o["seed"])
@@ -194,7 +193,7 @@ class Plan:
         shapes = {"unet": component_shapes(unet), "text_encoder": component_shapes(text)}
         adapters = Plans.check(o["loras"], o["embeddings"], shapes, unet.layers_per_block)
         if adapters.words:
-            adapters.expect_new_words(CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"))
+            adapters.expect_new_words(load_tokenizer(folder))
         unet_bytes, *others = (kept * sum(map(math.prod, component_shapes(config).values())) for config in (unet, vae, text))
         weights = unet_bytes + sum(others) + kept * adapters.touched(shapes)  # merging keeps the originals for a moment
         options = dict(freed=unet_bytes, pictures=0 if edit.picture is None else 1, two_passes=o["two_passes"])
@@ -215,8 +214,7 @@ class Plan:
     def load(self):
         o = self.options
         load = dict(device=o["device"], dtype=o["dtype"], variant=o["variant"], resident=o["resident"])
-        pipe = self.edit.pipeline.from_pretrained(self.folder, **load)
-        pipe.scheduler = self.scheduler
+        pipe = self.edit.pipeline.from_pretrained(self.folder, scheduler=self.scheduler, **load)
         self.adapters.apply(pipe)
         return pipe
 
@@ -226,6 +224,7 @@ class Plan:
 
         o, r = self.options, self.request
         from . import blas, gpu
+        from .checkpoint import file_sha256
 
         where = {"device": "cpu"}
         if o["device"] != "cpu":
@@ -233,7 +232,8 @@ class Plan:
             where = {"device": o["device"], "gpu": facts["name"], "cupy": facts["cupy"], "driver": facts["driver"]}
         library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         return {
-            "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"], "seed": self.seed, "steps": r.num_inference_steps,
+            "prompt": o["prompt"], "negative_prompt": o["negative"], "model": o["model"],
+            **({"model_sha256": file_sha256(self.folder)} if self.folder.is_file() else {}), "seed": self.seed, "steps": r.num_inference_steps,
             "cfg_scale": r.guidance_scale, "scheduler": type(pipe.scheduler).__name__, "eta": o["eta"], "width": r.width, "height": r.height,
             **self.edit.recipe,
             **{name: o[name] for name in ("prompt_weights", "clip_skip", "two_passes") if o[name]}, **self.adapters.recipe(),

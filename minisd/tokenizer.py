@@ -85,16 +85,16 @@ class CLIPTokenizer:
         self.model_max_length = model_max_length
 
     @classmethod
-    def from_pretrained(cls, folder, subfolder: str | None = None) -> "CLIPTokenizer":
+    def from_pretrained(cls, folder, subfolder: str | None = None, *, pad_token: str | None = None) -> "CLIPTokenizer":
         """Reads vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, as official models have them,
         or the tokenizer.json that transformers 5 saves in place of the first three.
 
-        folder: the pipeline's folder, or the tokenizer's own.
+        folder: the pipeline's folder, or the tokenizer's own.        pad_token: what pads where there is no special_tokens_map.json
         """
         folder = Path(folder, subfolder or "")
         if (folder / "tokenizer").is_dir() and not (folder / "vocab.json").exists():
             folder = folder / "tokenizer"
-        return cls(*_read_vocabulary(folder), *_read_settings(folder))
+        return cls(*_read_vocabulary(folder), *_read_settings(folder, pad_token))
 
     def __call__(self, text, padding="max_length", truncation=True, max_length=None, return_tensors="np") -> Tokens:
         """One prompt or a list of prompts -> ids and mask, int64 [B, T].
@@ -330,7 +330,7 @@ def _read_vocabulary(folder: Path) -> tuple[dict, list]:
     return vocab, [tuple(pair) for pair in merges]
 
 
-def _read_settings(folder: Path) -> tuple[dict, dict, int]:
+def _read_settings(folder: Path, pad_token: str | None) -> tuple[dict, dict, int]:
     """Special tokens by name, added tokens by id, and the number of positions."""
     config_file = folder / "tokenizer_config.json"
     config = _read_json(config_file, default={})
@@ -348,7 +348,8 @@ def _read_settings(folder: Path) -> tuple[dict, dict, int]:
         whole = _read_json(folder / "tokenizer.json", default={})
         older = _read_json(folder / "added_tokens.json", default={})
         # May not be missing: SD 2 would be padded with the wrong token, and nobody would see it.
-        config |= _read_json(folder / "special_tokens_map.json", default={} if whole else None)
+        known = {"pad_token": pad_token} if pad_token else {} if whole else None
+        config |= _read_json(folder / "special_tokens_map.json", default=known)
     special = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
     named = set(map(_content, special.values()))
     try:

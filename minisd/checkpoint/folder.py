@@ -5,6 +5,8 @@
     unet/config.json                          unet/diffusion_pytorch_model[.fp16].safetensors
     vae/config.json                           vae/diffusion_pytorch_model[.fp16].safetensors
     text_encoder/config.json                  text_encoder/model[.fp16].safetensors
+
+What is asked for here is answered by `single_file.py` where the model is one file.
 """
 
 import json
@@ -20,10 +22,11 @@ import numpy as np
 from ..config import CLIPTextConfig, UNetConfig, VAEConfig
 from ..errors import ModelFileError
 from ..params import Params
-from .hub import resolve
+from .hub import fetch_tokenizer, resolve
 from .report import LoadReport, shorten, some
 from .safetensors_file import FETCH_AGAIN, read_header
 from .shapes import component_shapes
+from .single_file import SingleFile, open_single_file, tokenizer_beside
 from .variants import available, choose_weights
 from .weights import assemble
 
@@ -65,7 +68,7 @@ def load_component(
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
-    folder: the pipeline's folder or the component's own; else what `resolve` takes
+    folder: the pipeline's folder or the component's own; or a single file; else what `resolve` takes
     subfolder: where the component is, if not under its own name        dtype: "float32", "float64", or for a GPU "float16"
     variant: "fp16" asks for those files; without it they are read only where there are no others
     allow_nonfinite: NaN weights are reported instead of refused, to study them
@@ -73,6 +76,9 @@ def load_component(
     device: "cpu" or "cuda:N": each weight goes there as soon as it is read
     """
     root = folder_of(folder, variant)
+    if root.is_file():
+        options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, device=device)
+        return Component(*open_single_file(root).load(component, **options))
     home = locate(root, component, subfolder)
     config = _read_config(root, home, component)
     others = [root / name for name in CONFIGS if name != component and (root / name).is_dir()]
@@ -92,6 +98,8 @@ def load_component(
 def read_component_config(folder, component: str, subfolder: str | None = None):
     """The config of "unet", "vae" or "text_encoder" alone."""
     root = folder_of(folder)
+    if root.is_file():
+        return open_single_file(root).config(component)
     return _read_config(root, locate(root, component, subfolder), component)
 
 
@@ -99,6 +107,26 @@ def component_bytes(folder, component: str, dtype: str, subfolder: str | None = 
     """What the weights of a component take in memory, by its config alone."""
     shapes = component_shapes(read_component_config(folder, component, subfolder))
     return np.dtype(dtype).itemsize * sum(map(math.prod, shapes.values()))
+
+
+def read_scheduler_config(model) -> dict:
+    """scheduler/scheduler_config.json of a pipeline's folder, or what a single file needs."""
+    root = folder_of(model)
+    if root.is_file():
+        return open_single_file(root).scheduler
+    return read_json(root / "scheduler" / "scheduler_config.json")
+
+
+def tokenizer_files(model, single: SingleFile | None = None) -> tuple[Path, str | None]:
+    """The folder with the vocabulary, and the token that pads where the folder does not say.
+
+    For a single file it is beside it, or one of the family's on the hub. single: the file, if it is open already
+    """
+    root = folder_of(model)
+    if not root.is_file():
+        return root / "tokenizer", None
+    family = (single or open_single_file(root)).family
+    return tokenizer_beside(root) or fetch_tokenizer(family.tokenizers, root), family.pad_token
 
 
 def folder_of(model, variant: str | None = None) -> Path:
@@ -181,11 +209,15 @@ def inside(root: Path, path: Path) -> Path:
 
 
 def read_model_index(folder) -> dict:
-    """{"_class_name": pipeline, "unet": class, …} of a pipeline's folder; no class is looked up, let alone imported.
+    """{"_class_name": pipeline, "unet": class, …} of a pipeline's folder, or of a single file; no class is looked up, let alone imported.
 
     Raises ModelFileError for a pipeline, part or class that is not implemented, and for what is no name at all.
     """
     root = Path(folder)
+    if root.is_file():
+        single = open_single_file(root)
+        single.require(*CONFIGS)
+        return single.index
     path = root / "model_index.json"
     if not path.is_file():
         single = (root / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""From what a user calls a model to a folder: the embedded one, a folder, or a model on the Hugging Face hub.
+"""From what a user calls a model to its place on the disk: the embedded one, a folder, a single file, or a model on the Hugging Face hub.
 
 HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN are honoured by huggingface_hub, which is imported for hub models only.
 """
@@ -9,6 +9,7 @@ import importlib.resources
 import logging
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CONFIG_FILES = ("model_index.json", "scheduler/scheduler_config.json", *(f"{part
 TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json", "tokenizer.json", "added_tokens.json",
 )  # fmt: skip
+VOCABULARY = TOKENIZER_FILES[:4]  # what all official models have
 OTHER_HOME = "set HF_HOME to a folder that you can write to"
 EXAMPLE = "CompVis/stable-diffusion-v1-4"
 # Official models that have left their old address.
@@ -37,10 +39,10 @@ MOVED = {
 
 
 def resolve(model: str, *, variant: str | None = None, revision: str | None = None) -> Path:
-    """The folder of a model: "tiny" (embedded), a folder, or a hub id "ORG/NAME", which is fetched.
+    """The folder of a model: "tiny" (embedded), a folder, or a hub id "ORG/NAME", which is fetched; a single file stands for itself.
 
     Only the files that minisd reads are fetched: configs, tokenizer, and the safetensors of the variant; no .bin, .ckpt, .py.
-    Raises FetchError (hub, network, cache), ResourceError (disk), UsageError (no model), ModelFileError (a single file).
+    Raises FetchError (hub, network, cache), ResourceError (disk), UsageError (no model).
     """
     model = os.fspath(model)
     if model == "tiny":
@@ -49,7 +51,13 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
     if os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
-        raise _single_file(path)
+        if variant is not None:
+            raise UsageError(f"{path} has no variant {variant!r}", "only folders have several files to choose from", "leave the variant out")
+        return Path(path)
+    if model.endswith((".safetensors", *PICKLES)) and "://" not in model:
+        near = difflib.get_close_matches(os.path.basename(path), _entries(os.path.dirname(path) or "."), n=1, cutoff=0.75)
+        fix = f"did you mean {os.path.join(os.path.dirname(model), near[0])}?" if near else "check the path"
+        raise UsageError(f"there is no file {model}", "", fix)
     if "://" in model:
         found = re.fullmatch(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*", model)
         fix = f"use its id: {found[1]}" if found else f"give a folder, or a hub id such as {EXAMPLE}"
@@ -57,30 +65,13 @@ def resolve(model: str, *, variant: str | None = None, revision: str | None = No
     if HUB_ID.fullmatch(model):
         return fetch(model, variant=variant, revision=revision)
     fix = _suggestion(model) or "check the spelling; “tiny” is the embedded model"
-    raise UsageError(f"there is no model {model!r}", "it is neither “tiny”, nor a folder, nor a hub id ORG/NAME", fix)
-
-
-def _single_file(path: str) -> ModelFileError:
-    parents = [os.path.dirname(path) or ".", os.path.dirname(os.path.dirname(path)) or "."]
-    pipelines = [parent for parent in parents if os.path.isfile(os.path.join(parent, "model_index.json"))]
-    if pipelines:
-        return ModelFileError(
-            f"{path} is a part of a model", "a model is a whole folder", f"give the folder {pipelines[0]}"
-        )
-    fix = (
-        "where you trust it, diffusers can make a folder of it:\n"
-        "        from diffusers import StableDiffusionPipeline\n"
-        f"        StableDiffusionPipeline.from_single_file({path!r}).save_pretrained({os.path.splitext(path)[0]!r})"
-    )
-    if path.endswith(PICKLES):
-        return ModelFileError(f"{path} is a pickle", "it can run code when it is opened, so minisd never does", fix)
-    return ModelFileError(f"{path} is a single file", "minisd reads folders in the diffusers layout", fix)
+    raise UsageError(f"there is no model {model!r}", "it is neither “tiny”, nor a folder or file, nor a hub id ORG/NAME", fix)
 
 
 def _suggestion(model: str) -> str:
     """Folders beside it, or models, that are spelt almost like this."""
     parent = os.path.dirname(model.rstrip("/")) or "."
-    names = [os.path.normpath(os.path.join(parent, name)) for name in _folders(parent)]
+    names = [os.path.normpath(os.path.join(parent, name)) for name in _entries(parent) if os.path.isdir(os.path.join(parent, name))]
     names += ["tiny", EXAMPLE, *MOVED.values(), "stabilityai/sd-turbo"]
     by_key = {key: name for name in names for key in (name.lower(), os.path.basename(name).lower())}
     keys = difflib.get_close_matches(model.lower()[:200], by_key, n=3, cutoff=0.75)
@@ -88,9 +79,9 @@ def _suggestion(model: str) -> str:
     return f"did you mean {choices}?" if choices else ""
 
 
-def _folders(parent: str) -> list[str]:
+def _entries(parent: str) -> list[str]:
     try:
-        return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+        return sorted(os.listdir(parent))
     except (OSError, ValueError):
         return []
 
@@ -113,6 +104,31 @@ def fetch(repo: str, *, variant: str | None = None, revision: str | None = None)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, library_name="minisd"))
     except Exception as error:
         raise _explained(repo, revision, error) from None
+
+
+def fetch_tokenizer(places, file: Path) -> Path:
+    """The folder with CLIP's vocabulary, for a checkpoint `file` that has none: from the cache, else from the hub.
+
+    places: (hub id, sub-folder), in order of preference; their files are equal
+    """
+    from huggingface_hub import snapshot_download
+
+    first = None
+    for local in (True, False):
+        for repo, subfolder in places:
+            patterns = [f"{subfolder}/{name}".lstrip("/") for name in VOCABULARY]
+            try:
+                folder = Path(snapshot_download(repo, allow_patterns=patterns, local_files_only=local, library_name="minisd")) / subfolder
+            except Exception as error:  # not in the cache, no network, offline, gone: the next place may do
+                first = first if local or first else error
+                continue
+            if all((folder / name).is_file() for name in VOCABULARY):
+                return folder
+    (repo, subfolder), *_ = places
+    # With the sub-folder, if there is one: `tokenizer_beside` looks in both.
+    command = shlex.join(["hf", "download", repo, *(f"{subfolder}/{name}".lstrip("/") for name in VOCABULARY), "--local-dir", str(file.parent)])
+    why = f"it is not in the file, not beside it, and {repo} cannot be fetched ({_first_line(first) if first else 'its files are incomplete'})"
+    raise FetchError(f"{file} needs CLIP's vocabulary", why, f"run once with network: {command}")
 
 
 def files_needed(names, variant: str | None, where: str) -> list[str]:

@@ -89,6 +89,14 @@ def from_ldm(names) -> dict[str, tuple[str, ...]]:
     return official
 
 
+def why_left_out(name: str) -> tuple[str, str]:
+    """(component, reason) for a tensor to which `from_ldm` gives no name."""
+    component = next((component for prefix, component in LDM_COMPONENTS.items() if name.startswith(f"{prefix}.")), "unet")
+    _, reason = official_name(component, name)
+    unused = "OpenCLIP's last layer and projection" if component == "text_encoder" else "the training's schedule"
+    return component, reason or unused
+
+
 def is_ldm(name: str) -> bool:
     """Whether LDM gave a tensor or a module this name."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in LDM_COMPONENTS)

@@ -4,13 +4,16 @@
     legacy               three pickles (magic number, version, machine), the program, the list of its storages, and for each of
                          them its length (int64) and its bytes
 
-The program is run by the machine of `pickles.py`, which can make nothing but dicts, lists, texts, numbers and tensors. Refused here:
+The program is run by the machine of `pickles.py`, which can make nothing but dicts, lists, texts, numbers and tensors. `read_torch_file`
+reads the tensors, `locate_tensors` only says where they lie, for checkpoints of gigabytes. Refused here:
 compressed or overlapping members (a zip bomb needs one of the two), paths, two members of one name, storages that are not exactly as
 long as the program says, and tensors that together have more bytes than the file.
 """
 
 import os
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ import numpy as np
 from ..errors import ModelFileError
 from .pickles import Machine, Refused, Storage, Tensor
 from .report import shorten
-from .safetensors_file import bfloat16_to_float32, foreign_kind
+from .safetensors_file import StoredTensor, bfloat16_to_float32, foreign_kind
 
 MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
@@ -30,13 +33,24 @@ FIX = "get it as .safetensors, or convert it where you trust it: torch.load(FILE
 
 def read_torch_file(path):
     """What `torch.save` wrote, with arrays for tensors (bfloat16 as float32, exactly). No code is run. Raises ModelFileError."""
-    path = Path(path)
+    return _read(Path(path), _with_arrays)
+
+
+def locate_tensors(path):
+    """The same with a `StoredTensor` for each tensor, whose numbers are read later, one at a time; in the legacy format with arrays.
+
+    Unlike arrays read by `read_torch_file` their bytes are not held against the archive's checksums.
+    """
+    return _read(Path(path), _with_places)
+
+
+def _read(path: Path, fill: Callable):
     try:
         with open(path, "rb") as file:
             head = file.read(512)
         if head.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive, os.path.getsize(path))
+                return fill(archive, *_run_zip(archive, os.path.getsize(path)))
         if head.startswith(b"\x80"):
             return _read_legacy(path)
     except Refused as refused:
@@ -50,7 +64,8 @@ def read_torch_file(path):
     raise ModelFileError(f"{path} is no file of torch", f"it is {kind[0]}" if kind else f"it begins with {head[:16]!r}", "check the path")
 
 
-def _read_zip(archive: zipfile.ZipFile, size: int):
+def _run_zip(archive: zipfile.ZipFile, size: int) -> tuple:
+    """What the program builds, and the member of each storage: {key: (Storage, ZipInfo)}."""
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
         raise Refused("two members of one name")
@@ -72,13 +87,33 @@ def _read_zip(archive: zipfile.ZipFile, size: int):
 
     machine = Machine(archive.read(programs[0]))
     value = machine.run()
-    data = {}
+    found = {}
     for key, storage in machine.storages.items():
         member = members.get(f"{stem}data/{key}")
         if member is None or member.file_size != storage.nbytes:
             raise Refused(f"no storage {shorten(key)} of {storage.nbytes:,} bytes")
-        data[key] = archive.read(member)
-    return Arrays(data).fill(value)
+        found[key] = storage, member
+    return value, found
+
+
+def _with_arrays(archive: zipfile.ZipFile, value, storages: dict):
+    return Arrays({key: archive.read(member) for key, (_, member) in storages.items()}).fill(value)
+
+
+def _with_places(archive: zipfile.ZipFile, value, storages: dict):
+    """The data of a member follow its own header, whose length only the header itself knows."""
+    places, spans = {}, []
+    for key, (storage, member) in storages.items():
+        archive.fp.seek(member.header_offset)
+        head = archive.fp.read(30)
+        if len(head) < 30 or not head.startswith(b"PK\x03\x04"):
+            raise Refused(f"no member where the archive says that {shorten(member.filename)} begins")
+        places[key] = member.header_offset + 30 + sum(struct.unpack_from("<HH", head, 26))
+        spans.append((places[key], places[key] + storage.nbytes))
+    spans.sort()
+    if any(begin < end for (_, end), (begin, _) in zip(spans, spans[1:])) or (spans and spans[-1][1] > archive.start_dir):
+        raise Refused("members that overlap")
+    return Places(Path(archive.filename), places).fill(value)
 
 
 def _read_legacy(path: Path):
@@ -146,3 +181,22 @@ class Arrays:
             raise Refused("tensors that together have more bytes than the file")
         copy = np.array(view, dtype=kind, order="C")
         return bfloat16_to_float32(copy) if tensor.storage.dtype == "bfloat16" else copy
+
+
+class Places(Arrays):
+    """Puts `StoredTensor`s there instead, which know their place in the file."""
+
+    def __init__(self, path: Path, places: dict):
+        super().__init__({})
+        self.path, self.places = path, places  # {key: where the storage begins}
+
+    def array(self, tensor: Tensor) -> StoredTensor:
+        step, steps = 1, []
+        for n in reversed(tensor.shape):
+            steps.insert(0, step if n > 1 and 0 not in tensor.shape else 0)
+            step *= n
+        if tensor.stride != tuple(steps):
+            raise Refused("a tensor that is not contiguous")
+        kind = tensor.storage.dtype
+        offset = self.places[tensor.storage.key] + tensor.offset * (tensor.storage.nbytes // max(tensor.storage.count, 1))
+        return StoredTensor(self.path, "", kind.replace("bfloat", "BF").replace("float", "F").replace("int", "I"), tensor.shape, offset)

@@ -22,6 +22,7 @@ from .shapes import component_shapes
 
 log = logging.getLogger("minisd")
 
+CONFIG = "config.json"
 OTHER_CONFIG = "put the config.json beside the weights that belongs to them"
 # What the names of other things begin with, for a file that holds nothing of the component asked for.
 OTHER_KINDS = (
@@ -63,7 +64,7 @@ def params_from_state_dict(tensors: dict, component: str, config, dtype: str = "
 
 
 def assemble(
-    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, resident=None, source="", device="cpu"
+    stored: list, component: str, config, *, dtype="float32", allow_nonfinite=False, resident=None, source="", described_by=CONFIG, device="cpu"
 ) -> tuple[Params, LoadReport]:
     """StoredTensors or ArrayTensors of one component to Params in `dtype`, under their official names.
 
@@ -79,7 +80,7 @@ def assemble(
     report = LoadReport(component, dtype, resident=resident)
     found = with_official_names(stored, component, report, source)
     shapes = component_shapes(config)
-    compare(found, shapes, config, report, source)
+    compare(found, shapes, config, report, source, described_by)
 
     weights = {}
     for name in sorted(shapes, key=lambda name: (found[name].path, found[name].offset)):  # in the order of the disk
@@ -116,8 +117,11 @@ def with_official_names(stored: list, component: str, report: LoadReport, source
     return found
 
 
-def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
-    """Names, shapes and dtypes must be those that the config describes. Only unexpected names are no error."""
+def compare(found: dict, shapes: dict, config, report: LoadReport, source: str, described_by: str = CONFIG):
+    """Names, shapes and dtypes must be those that the config describes. Only unexpected names are no error.
+
+    described_by: where the config comes from, for messages.
+    """
     have = {name: official_shape(report.component, name, tensor.shape) for name, tensor in found.items()}
     report.missing = [name for name in shapes if name not in have]
     report.unexpected = [name for name in have if name not in shapes]
@@ -126,13 +130,13 @@ def compare(found: dict, shapes: dict, config, report: LoadReport, source: str):
         raise _another_kind(have, report, source)
     if report.missing or report.unexpected or wrong:
         why = "; ".join(
-            f"config.json says {field} = {says!r}, the weights say {seen!r}"
+            f"{described_by} says {field} = {says!r}, the weights say {seen!r}"
             for field, says, seen in contradictions(config, have)
         )
         if report.missing:
-            raise _missing(len(shapes), len(found), report, source, why)
+            raise _missing(len(shapes), len(found), report, source, why, described_by)
         if wrong:
-            raise _misshapen(wrong, have, shapes, source, why)
+            raise _misshapen(wrong, have, shapes, source, why, described_by)
         names = f"{len(report.unexpected):,} unexpected tensors are left out: {some(report.unexpected)}"
         log.warning("%s: %s%s", source, names, f" ({why})" if why else "")
     for name in shapes:
@@ -154,23 +158,23 @@ def _another_kind(have: dict, report: LoadReport, source: str) -> ModelFileError
     )
 
 
-def _missing(expected: int, count: int, report: LoadReport, source: str, why: str) -> ModelFileError:
+def _missing(expected: int, count: int, report: LoadReport, source: str, why: str, described_by: str) -> ModelFileError:
     candidates = [name for name in report.unexpected if len(name) < 200][:2000]
     pairs = ((name, difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)) for name in report.missing[:5])
     nearest = "; ".join(f"{match[0]} may be {name}" for name, match in pairs if match)
     return ModelFileError(
         f"{source}: {len(report.missing):,} of {expected:,} tensors are missing: {some(report.missing)}",
         why or f"the file holds {count:,} tensors{f'; {nearest}' if nearest else ''}",
-        OTHER_CONFIG if why else FETCH_AGAIN,
+        OTHER_CONFIG if why and described_by == CONFIG else FETCH_AGAIN,
     )
 
 
-def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str) -> ModelFileError:
+def _misshapen(wrong: list, have: dict, shapes: dict, source: str, why: str, described_by: str) -> ModelFileError:
     first, more = wrong[0], f" (and {len(wrong) - 1:,} more such)" if wrong[1:] else ""
     return ModelFileError(
-        f"{source}: {first} is {list(have[first])}, config.json describes {list(shapes[first])}{more}",
-        why or "no field of config.json explains the difference",
-        OTHER_CONFIG if why else FETCH_AGAIN,
+        f"{source}: {first} is {list(have[first])}, {described_by} describes {list(shapes[first])}{more}",
+        why or f"no field of {described_by} explains the difference",
+        OTHER_CONFIG if why and described_by == CONFIG else FETCH_AGAIN,
     )
 
 

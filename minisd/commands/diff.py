@@ -12,7 +12,7 @@ from ..errors import UsageError
 @click.command("diff")
 @click.argument("files", nargs=-1, required=True, metavar="[OURS] REF")
 @click.option("--teacher", is_flag=True, help="Feed every layer of the model -m what REF recorded, so that each error is the layer's own.")
-@click.option("-m", "--model", default="tiny", show_default=True, help="For --teacher: “tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="For --teacher: “tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("--variant", help="For --teacher: file variant of the model, such as fp16.")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="For --teacher.")
 @click.option("--profile", type=click.Choice(["exact", "fast"]), default="exact", show_default=True, help="For --teacher: which rungs compute.")

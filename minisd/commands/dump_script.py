@@ -52,7 +52,8 @@ def hook_for(name):
     return hook
 
 
-pipe = diffusers.StableDiffusionPipeline.from_pretrained(MODEL, safety_checker=None, requires_safety_checker=False).to(DTYPE)
+load = getattr(diffusers.StableDiffusionPipeline, "from_single_file" if MODEL.endswith((".safetensors", ".ckpt")) else "from_pretrained")
+pipe = load(MODEL, safety_checker=None, requires_safety_checker=False).to(DTYPE)
 for part in ("text_encoder", "unet", "vae"):
     for name, module in getattr(pipe, part).named_modules():
         module.register_forward_hook(hook_for(f"{part}.{name}" if name else part), with_kwargs=True)
@@ -71,7 +72,7 @@ print(f"{out}: {len(rows)} calls of {len(calls)} modules")
 
 @click.command("dump-script")
 @click.argument("prompt", default="a red apple on a blue background")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("-n", "--negative", default="", help="What the picture should move away from.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True)
 @click.option("--steps", type=int, default=2, show_default=True)

@@ -13,7 +13,7 @@ from ..errors import UsageError
 @click.argument("target", metavar="FILE|FOLDER|PNG")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(target, as_json):
-    """Say what TARGET is: a safetensors file (weights or a trace), a model's folder, “tiny”, a hub id, or a PNG that minisd made."""
+    """Say what TARGET is: a safetensors file (weights, a whole model, a trace), a .ckpt, a model's folder, “tiny”, a hub id, or a PNG of minisd."""
     path = Path(target).expanduser()
     if path.is_file():
         found = picture(path) if path.suffix.lower() == ".png" else tensors(path)
@@ -65,22 +65,39 @@ def make_again(recipe: dict) -> str:
 
 def tensors(path: Path) -> dict:
     """Names, shapes and dtypes of a safetensors file; which values are NaN or infinite; what it probably is."""
-    from ..checkpoint.safetensors_file import read_header
+    from ..checkpoint.names import from_ldm, is_ldm
+    from ..checkpoint.single_file import read_tensors
     from ..tracefile import read_manifest, statistics
 
-    header = read_header(path)
-    manifest = read_manifest(path)
+    header, _ = read_tensors(path)
+    manifest = read_manifest(path) if path.suffix == ".safetensors" else None
+    official = from_ldm(header) if not manifest and any(map(is_ldm, header)) else {}
     rows, bad = [], {}
     for name, tensor in header.items():
-        rows.append({"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape)})
+        rows.append({"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape), **({"official": list(official[name])} if official else {})})
         x = tensor.read()
         s = statistics(x) if x.dtype.kind == "f" else {"nan": 0, "inf": 0}
         if s["nan"] or s["inf"]:
             bad[name] = s["nan"] + s["inf"]
-    found = {"kind": "trace" if manifest else "weights", "path": str(path), "bytes": path.stat().st_size, "family": family(header), "nonfinite": bad}
+    kind = "trace" if manifest else "weights"
+    about = whole(path) if official else family(header)
+    found = {"kind": kind, "path": str(path), "bytes": path.stat().st_size, "family": about, "nonfinite": bad}
     if manifest:
         found |= {"recipe": manifest.get("recipe"), "versions": manifest.get("versions"), "family": f"{len(manifest['rows'])} calls of layers"}
     return {**found, "tensors": rows}
+
+
+def whole(path: Path) -> str:
+    """Which family a checkpoint with LDM's names belongs to, or why it belongs to none."""
+    from ..checkpoint import open_single_file
+    from ..errors import ModelFileError
+
+    try:
+        single = open_single_file(path)
+        single.require("unet", "vae", "text_encoder")
+    except ModelFileError as error:
+        return f"{error.what}; {error.why}"
+    return f"a whole model, {single.family.name}, {single.scheduler['prediction_type']}; official names behind the arrows"
 
 
 def family(header: dict) -> str:
@@ -95,8 +112,6 @@ def family(header: dict) -> str:
         return "VAE of diffusers"
     if any(name.endswith("embeddings.token_embedding.weight") for name in header):
         return "CLIP text encoder of transformers"
-    if any(name.startswith(("model.diffusion_model.", "cond_stage_model.")) for name in header):
-        return "a whole Stable Diffusion model in one file, LDM's names; minisd reads folders in the diffusers layout"
     if any("lora" in name for name in header):
         return "a LoRA"
     return "unknown"
@@ -133,6 +148,8 @@ def describe(found: dict) -> list:
             lines.append(f"  {p['component']}/{p['file']}: {count}: {p['family']}")
         return lines
     lines = [f"{found['path']}: {found['kind']}, {found['bytes']:,} bytes, {len(found['tensors'])} tensors: {found['family']}"]
-    lines += [f"  {t['name']}  {t['dtype']}  {'×'.join(map(str, t['shape'])) or 'scalar'}" for t in found["tensors"]]
+    for t in found["tensors"]:
+        arrow = f"  → {', '.join(t['official']) or 'not used'}" if "official" in t else ""
+        lines.append(f"  {t['name']}  {t['dtype']}  {'×'.join(map(str, t['shape'])) or 'scalar'}{arrow}")
     lines += [f"  NaN or Inf in {name}: {count:,}" for name, count in found["nonfinite"].items()] or ["  all values are finite"]
     return lines

@@ -8,7 +8,7 @@ import click
 
 @click.command("lora")
 @click.argument("files", nargs=-1, required=True, metavar="FILE[:SCALE]...")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("--variant", help="File variant to read, such as fp16.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(files, model, variant, as_json):

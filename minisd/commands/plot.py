@@ -9,7 +9,7 @@ from ..errors import UsageError
 from .options import device_option, dtype_option
 from .trace import first_noise, load
 
-MODEL = click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+MODEL = click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 PICTURE = click.option("-i", "--image", help="A picture in place of a prompt: png, jpg, webp, bmp, tiff, gif or ppm.")
 FORCE = click.option("--force", is_flag=True, help="Overwrite the output.")
 

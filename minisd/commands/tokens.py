@@ -7,7 +7,7 @@ import click
 
 @click.command("tokens")
 @click.argument("prompt")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("--embedding", "embeddings", multiple=True, metavar="FILE", help="A textual inversion: a word for the prompt; can be repeated.")
 @click.option("--prompt-weights", type=click.Choice(["a1111"]), help="Also show the weights of (word:1.2), chunk by chunk.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -18,11 +18,11 @@ def command(prompt, model, embeddings, prompt_weights, as_json):
     """
     from ..adapters.textual_inversion import expand_words, read_textual_inversion
     from ..checkpoint import read_component_config, resolve
+    from ..pipeline import load_tokenizer
     from ..prompts import weighted_table
-    from ..tokenizer import CLIPTokenizer
 
     folder = resolve(model)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    tokenizer = load_tokenizer(folder)
     positions = read_component_config(folder, "text_encoder").max_position_embeddings
     for path in embeddings:
         tokenizer.add_tokens(list(read_textual_inversion(path).tokens))

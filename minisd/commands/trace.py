@@ -13,7 +13,7 @@ from .options import device_option, dtype_option
 @click.argument("prompt")
 @click.option("--at", multiple=True, metavar="PATTERN", help="Which layers, such as 'unet.*attn2*'; can be repeated. Default: all.")
 @click.option("-o", "--output", help="The .safetensors file (with --stats: .json); default trace.safetensors, or none with --stats or --table.")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("-n", "--negative", default="", help="What the picture should move away from.")
 @click.option("-s", "--seed", type=int, default=0, show_default=True)
 @click.option("--steps", type=int, default=2, show_default=True, help="Denoising steps.")
@@ -68,16 +68,17 @@ def command(prompt, at, output, stats, show_table, as_json, force, **options):
 
 def load(options: dict):
     """The pipeline with the scheduler that was asked for."""
+    from ..checkpoint import resolve
     from ..pipeline import StableDiffusionPipeline
     from ..schedulers import SCHEDULERS
 
     if options["scheduler"] not in (None, *SCHEDULERS):
         raise UsageError(f"there is no scheduler {options['scheduler']!r}", "", f"use one of {', '.join(SCHEDULERS)}")
-    where = {name: options[name] for name in ("device", "dtype") if name in options}
-    pipe = StableDiffusionPipeline.from_pretrained(options["model"], variant=options["variant"], **where)
+    scheduler = None
     if options["scheduler"]:
-        pipe.scheduler = SCHEDULERS[options["scheduler"]].from_config(pipe.scheduler.config)
-    return pipe
+        scheduler = SCHEDULERS[options["scheduler"]].from_pretrained(resolve(options["model"], variant=options["variant"]), "scheduler")
+    where = {name: options[name] for name in ("device", "dtype") if name in options}
+    return StableDiffusionPipeline.from_pretrained(options["model"], variant=options["variant"], scheduler=scheduler, **where)
 
 
 def first_noise(pipe, seed: int, width=None, height=None):

@@ -26,7 +26,7 @@ ALLOWED_PICTURE = 2e-5  # the decoder's clip hides what lies outside 0 … 1, so
 
 
 @click.command("verify")
-@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, or a hub id.")
+@click.option("-m", "--model", default="tiny", show_default=True, help="“tiny”, a folder in diffusers' layout, a single file, or a hub id.")
 @click.option("--suite", type=click.Choice(["golden", "schedulers", "onnx", "all"]), default="all", show_default=True,
               help="golden: the model; schedulers; onnx: the ONNX standard's own cases for our ops (needs onnx==1.22.0); all: the first two.")  # fmt: skip
 @click.option("--variant", help="File variant to read, such as fp16.")

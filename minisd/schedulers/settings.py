@@ -102,13 +102,16 @@ class Configurable:
 
     @classmethod
     def from_pretrained(cls, model, subfolder: str | None = None):
-        """The sampler for a `scheduler_config.json`. model: a folder, "tiny" or a hub id (whose whole model is fetched).
+        """The sampler for a `scheduler_config.json`. model: a folder, "tiny", a single file or a hub id (whose whole model is fetched).
 
         Inside the folder of a pipeline it lies in subfolder="scheduler".
         """
-        from ..checkpoint import read_json, resolve
+        from ..checkpoint import read_json, read_scheduler_config, resolve
 
-        path = resolve(model) / (subfolder or "") / "scheduler_config.json"
+        root = resolve(model)
+        if root.is_file():
+            return cls.from_config(read_scheduler_config(root))
+        path = root / (subfolder or "") / "scheduler_config.json"
         if not path.is_file():
             raise ModelFileError(f"{path} does not exist", "", "give the folder it is in; in a pipeline's folder subfolder='scheduler'")
         return cls.from_config(read_json(path))

@@ -67,15 +67,15 @@ def test_addresses():
     assert "by id only" in said("file:///etc/passwd").why
 
 
-def test_single_files(tmp_path):
-    for name in ("x.safetensors", "x.ckpt"):
-        (tmp_path / name).write_bytes(b"PK\x03\x04")
-        error = said(str(tmp_path / name), ModelFileError)
-        assert f"from_single_file({str(tmp_path / name)!r}).save_pretrained({str(tmp_path / 'x')!r})" in error.fix
-        assert error.what.endswith("is a pickle" if name == "x.ckpt" else "is a single file")
-    folder = write_pipeline(tmp_path / "model")
-    for name in ("model_index.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json"):
-        assert said(str(folder / name), ModelFileError).fix == f"give the folder {folder}"
+def test_a_single_file_is_itself(tmp_path):
+    """What is in it is looked at when it is opened: test_single_file.py."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    assert resolve(path) == path
+    assert said(str(tmp_path / "models.safetensors")).fix == f"did you mean {path}?"
+    assert said("org/name.ckpt").what == "there is no file org/name.ckpt"  # and no hub id
+    with pytest.raises(UsageError, match="has no variant 'fp16'"):
+        resolve(path, variant="fp16")
 
 
 # ----- which files ---------------------------------------------------------------------------------------------------------

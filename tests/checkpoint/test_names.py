@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minisd.checkpoint.names import COMPONENTS, RULES, from_ldm, is_ldm, official_name, official_shape
+from minisd.checkpoint.names import COMPONENTS, RULES, from_ldm, is_ldm, official_name, official_shape, why_left_out
 from tests.checkpoint.synthetic import GOLDEN, official
 
 OLD, PREFIX, BUFFER, EMA = (
@@ -110,6 +110,9 @@ def test_what_stable_diffusion_does_not_use_has_no_name():
                 "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"}  # fmt: skip
     assert families == schedule | {"text_projection", "logit_scale", "transformer.resblocks.23", "model_ema.decay", "model_ema.num_updates"}
     assert not any(from_ldm(["model_ema.diffusion_modelinput_blocks00weight"]).values())
+    reasons = {why_left_out(name) for file in LDM for name, targets in from_ldm(LDM[file]).items() if not targets}
+    text = "OpenCLIP's last layer and projection"
+    assert reasons == {("unet", "the training's schedule"), ("unet", EMA), ("text_encoder", BUFFER), ("text_encoder", text)}
 
 
 @pytest.mark.parametrize(

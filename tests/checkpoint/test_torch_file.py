@@ -6,7 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from minisd.checkpoint.torch_file import read_torch_file
+from minisd.checkpoint.safetensors_file import StoredTensor
+from minisd.checkpoint.torch_file import locate_tensors, read_torch_file
 from minisd.errors import ModelFileError
 
 from .torch_bytes import MAGIC, encode, program, storage_address, tensor, write_legacy, write_zip
@@ -148,3 +149,45 @@ def test_hostile_and_broken_files_are_refused(name, tmp_path, monkeypatch):
 def test_a_program_of_many_megabytes_is_refused_unread(tmp_path):
     with pytest.raises(ModelFileError, match="a program of 16,000,006 bytes"):
         read_torch_file(write_zip(tmp_path / "a.pt", code=b"\x80\x02" + b"N0" * 8_000_000 + b"N.0."))
+
+
+# ----- places instead of arrays --------------------------------------------------------------------------------------------
+
+
+def test_located_tensors_are_read_where_they_lie(tmp_path):
+    storages, bits = {}, np.array([0x3F80, 0xBF00], dtype="uint16")
+    rest = {"half": X[0].astype("float16"), "ids": np.array([[265, 7]]), "brain": bits, "scalar": np.array(7.0), "empty": np.zeros((0, 4), "float32")}
+    code = b"\x80\x02}(" + encode("rows", {}) + tensor(X, storages, key="a", offset=4, shape=(2, 4), stride=(4, 1))
+    for name, x in rest.items():
+        code += encode(name, {}) + tensor(x, storages)
+    found = locate_tensors(write_zip(tmp_path / "a.ckpt", code=code + encode("step", {}) + encode(3, {}) + b"u.", storages=storages))
+    assert found.pop("step") == 3 and all(isinstance(x, StoredTensor) for x in found.values())
+    assert [x.dtype for x in found.values()] == ["F32", "F16", "I64", "BF16", "F64", "F32"]
+    np.testing.assert_array_equal(found["rows"].read(), X[1:])
+    np.testing.assert_array_equal(found["brain"].read(), np.array([1.0, -0.5], "float32"))
+    for name in ("half", "ids", "scalar", "empty"):
+        np.testing.assert_array_equal(found[name].read(), rest[name])
+    legacy = locate_tensors(write_legacy(tmp_path / "b.ckpt", {"x": X}))
+    np.testing.assert_array_equal(legacy["x"], X)
+
+
+def test_what_cannot_be_located(tmp_path):
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(ModelFileError, match="not contiguous"):
+        locate_tensors(write_zip(path, {"x": X.T}))
+    overlapping(path)
+    with pytest.raises(ModelFileError, match="overlap|broken"):
+        locate_tensors(path)
+    write_zip(path, {"x": X})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"archive/data/") - 30
+    data[at : at + 4] = b"PK\x07\x08"
+    path.write_bytes(bytes(data))
+    with pytest.raises(ModelFileError, match="no member where the archive says"):
+        locate_tensors(path)
+    write_zip(path, {"x": X})
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<H", data, at + 28, 0xFFFF)  # the member's own header claims to reach beyond the data
+    path.write_bytes(bytes(data))
+    with pytest.raises(ModelFileError, match="overlap"):
+        locate_tensors(path)

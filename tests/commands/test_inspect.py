@@ -27,7 +27,7 @@ def test_weights(minisd):
     [
         ({"conv_in.weight": (4, 9, 3, 3), "down_blocks.0.attn2.to_k.weight": (4, 768)}, "UNet of diffusers, SD 1.x, inpainting"),
         ({"conv_in.weight": (4, 4, 3, 3), "down_blocks.0.attn2.to_k.weight": (4, 1024)}, "UNet of diffusers, SD 2.x, text to image"),
-        ({"model.diffusion_model.out.weight": (1,)}, "a whole Stable Diffusion model in one file"),
+        ({"first_stage_model.decoder.conv_in.weight": (1,)}, "x.safetensors holds no UNet; it has the VAE of a model only"),
         ({"lora_unet_down.weight": (1,)}, "a LoRA"),
         ({"x": (1,)}, "unknown"),
     ],
