@@ -192,7 +192,8 @@ def _prediction(path: Path, tensors: dict, global_step: int | None) -> tuple[str
         return ("v_prediction" if re.search(r"^\s*parameterization:\s*[\"']?v\b", text, re.MULTILINE) else "epsilon"), ""
     if global_step == 875000:
         return "epsilon", ""
-    spread = float(np.std(tensors[STATISTIC].read().astype("float64"))) if STATISTIC in tensors else float("nan")
+    bias = tensors[STATISTIC] if STATISTIC in tensors and len(tensors[STATISTIC].shape) == 1 else None
+    spread = float(np.std(bias.read().astype("float64"))) if bias and bias.shape[0] else float("nan")
     prediction = "v_prediction" if spread > THRESHOLD else "epsilon"
     other = "eps" if prediction == "v_prediction" else "v"
     return prediction, (
