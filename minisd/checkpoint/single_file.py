@@ -76,15 +76,13 @@ class SingleFile:
         self.require(component)
         return config_of(component, {t.name: t.shape for t in self.stored[component]}, self.family, where=str(self.path))
 
-    def load(
-        self, component: str, *, dtype: str = "float32", allow_nonfinite: bool = False, resident: str | None = None
-    ) -> tuple[UNetConfig | VAEConfig | CLIPTextConfig, Params, LoadReport]:
-        """Config, weights and report of "unet", "vae" or "text_encoder", checked as those of a folder are."""
+    def load(self, component: str, **options) -> tuple[UNetConfig | VAEConfig | CLIPTextConfig, Params, LoadReport]:
+        """Config, weights and report of "unet", "vae" or "text_encoder", checked as those of a folder are. options: as `assemble` takes them"""
         config = self.config(component)
         if component == "unet" and self.note:
             log.warning("%s: %s", self.path.name, self.note)
-        options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(self.path))
-        params, report = assemble(self.stored[component], component, config, described_by=f"the config of {self.family.name}", **options)
+        described_by = f"the config of {self.family.name}"
+        params, report = assemble(self.stored[component], component, config, source=str(self.path), described_by=described_by, **options)
         report.files = [self.path.name]
         report.renamed["LDM's names"] = self.renamed[component]
         report.dropped |= self.dropped[component]
