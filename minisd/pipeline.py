@@ -99,7 +99,7 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         unet, vae, text_encoder, scheduler: instead of the file's        tokenizer: likewise, or a folder with vocab.json and merges.txt; else they
         are looked for beside the file, in the hub's cache and on the hub        Raises what `from_pretrained` does.
         """
-        from .checkpoint import component_bytes, open_single_file, tokenizer_files
+        from .checkpoint import component_bytes, open_single_file
         from .tokenizer import CLIPTokenizer
 
         device = gpu.choose(device)
@@ -112,14 +112,14 @@ class StableDiffusionPipeline(TextualInversionLoaderMixin, LoraLoaderMixin):
         parts = {"text_encoder": (CLIPTextModel, text_encoder), "unet": (UNet2DConditionModel, unet), "vae": (AutoencoderKL, vae)}
         single.require(*(part for part, (_, given) in parts.items() if given is None))
         scheduler = scheduler_from_config(single.scheduler) if scheduler is None else scheduler
-        if tokenizer is None or isinstance(tokenizer, (str, os.PathLike)):
-            folder, pad_token = (tokenizer, single.family.pad_token) if tokenizer is not None else tokenizer_files(file, single)
-            tokenizer = CLIPTokenizer.from_pretrained(folder, pad_token=pad_token)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(single)
+        elif isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = CLIPTokenizer.from_pretrained(tokenizer, pad_token=single.family.pad_token)
         if device != "cpu":
-            gpu.check_room(device, sum(component_bytes(file, part, dtype) for part, (_, given) in parts.items() if given is None), str(path))
+            gpu.check_room(device, sum(component_bytes(single, part, dtype) for part, (_, given) in parts.items() if given is None), str(path))
         load = dict(dtype=dtype, resident=resident, device=device)
-        with gpu.running_on(device):
-            models = {part: kind(*single.load(part, **load)) if given is None else given for part, (kind, given) in parts.items()}
+        models = {part: kind.from_pretrained(single, **load) if given is None else given for part, (kind, given) in parts.items()}
         return cls(**models, tokenizer=tokenizer, scheduler=scheduler, name=str(path))
 
     @classmethod

@@ -68,17 +68,17 @@ def load_component(
 ) -> Component:
     """Config and weights of "unet", "vae" or "text_encoder", checked against each other before a tensor is read.
 
-    folder: the pipeline's folder or the component's own; or a single file; else what `resolve` takes
+    folder: the pipeline's folder or the component's own; or a single file or `SingleFile`; else what `resolve` takes
     subfolder: where the component is, if not under its own name        dtype: "float32", "float64", or for a GPU "float16"
     variant: "fp16" asks for those files; without it they are read only where there are no others
     allow_nonfinite: NaN weights are reported instead of refused, to study them
     resident: "float16" keeps the weights in memory as float16, where that changes no number
     device: "cpu" or "cuda:N": each weight goes there as soon as it is read
     """
+    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, device=device)
     root = folder_of(folder, variant)
-    if root.is_file():
-        options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, device=device)
-        return Component(*open_single_file(root).load(component, **options))
+    if isinstance(root, SingleFile):
+        return Component(*root.load(component, **options))
     home = locate(root, component, subfolder)
     config = _read_config(root, home, component)
     others = [root / name for name in CONFIGS if name != component and (root / name).is_dir()]
@@ -88,8 +88,7 @@ def load_component(
         log.warning("%s", note)
     files = _files_of_index(root, home / file) if file.endswith(".json") else [file]
     stored = [tensor for name in files for tensor in read_header(inside(root, home / name)).values()]
-    options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(home / file), device=device)
-    params, report = assemble(stored, component, config, **options)
+    params, report = assemble(stored, component, config, source=str(home / file), **options)
     report.files = files
     log.info("%s", report.headline)
     return Component(config, params, report)
@@ -98,8 +97,8 @@ def load_component(
 def read_component_config(folder, component: str, subfolder: str | None = None):
     """The config of "unet", "vae" or "text_encoder" alone."""
     root = folder_of(folder)
-    if root.is_file():
-        return open_single_file(root).config(component)
+    if isinstance(root, SingleFile):
+        return root.config(component)
     return _read_config(root, locate(root, component, subfolder), component)
 
 
@@ -112,25 +111,28 @@ def component_bytes(folder, component: str, dtype: str, subfolder: str | None = 
 def read_scheduler_config(model) -> dict:
     """scheduler/scheduler_config.json of a pipeline's folder, or what a single file needs."""
     root = folder_of(model)
-    if root.is_file():
-        return open_single_file(root).scheduler
+    if isinstance(root, SingleFile):
+        return root.scheduler
     return read_json(root / "scheduler" / "scheduler_config.json")
 
 
-def tokenizer_files(model, single: SingleFile | None = None) -> tuple[Path, str | None]:
+def tokenizer_files(model) -> tuple[Path, str | None]:
     """The folder with the vocabulary, and the token that pads where the folder does not say.
 
-    For a single file it is beside it, or one of the family's on the hub. single: the file, if it is open already
+    For a single file it is beside it, or one of the family's on the hub.
     """
     root = folder_of(model)
-    if not root.is_file():
+    if not isinstance(root, SingleFile):
         return root / "tokenizer", None
-    family = (single or open_single_file(root)).family
-    return tokenizer_beside(root) or fetch_tokenizer(family.tokenizers, root), family.pad_token
+    return tokenizer_beside(root.path) or fetch_tokenizer(root.family.tokenizers, root.path), root.family.pad_token
 
 
-def folder_of(model, variant: str | None = None) -> Path:
-    return Path(model) if os.path.isdir(model) else resolve(os.fspath(model), variant=variant)
+def folder_of(model, variant: str | None = None) -> Path | SingleFile:
+    """Where a model is: a folder, or a single file, opened."""
+    if isinstance(model, SingleFile):
+        return model
+    root = Path(model) if os.path.isdir(model) else resolve(os.fspath(model), variant=variant)
+    return open_single_file(root) if root.is_file() else root
 
 
 def locate(root: Path, component: str, subfolder: str | None = None) -> Path:

@@ -82,9 +82,9 @@ def from_ldm(names) -> dict[str, tuple[str, ...]]:
     official: dict[str, tuple[str, ...]] = dict.fromkeys(names, ())
     for prefix, component in LDM_COMPONENTS.items():
         inside = {name: name[len(prefix) + 1 :] for name in official if name == prefix or name.startswith(f"{prefix}.")}
-        rows = _ROWS.get(prefix, lambda _: [])(set(inside.values()))
+        rows = dict(_ROWS.get(prefix, lambda _: [])(set(inside.values())))
         for name, inner in inside.items():
-            targets = [official_name(component, target)[0] for target in _renamed(inner, dict(rows))]
+            targets = [official_name(component, target)[0] for target in _renamed(inner, rows)]
             official[name] = tuple(f"{component}.{target}".rstrip(".") for target in targets if target is not None)
     return official
 
@@ -116,8 +116,11 @@ def _below(ldm: str, official: str, parts=()) -> list:
 
 
 def _numbers(names, pattern: str) -> list:
-    """The numbers that stand for (\\d+) in the names that begin with the pattern, ascending."""
-    return sorted({int(found[1]) for name in names if (found := re.match(pattern, name))})
+    """The numbers that stand for (\\d+) in the names that begin with the pattern, ascending.
+
+    Those of three digits are no official ones: a name in a file must not make us count to a million.
+    """
+    return sorted({int(found[1]) for name in names if (found := re.match(pattern, name)) and len(found[1]) < 3})
 
 
 def _unet_rows(names) -> list:

@@ -76,15 +76,13 @@ class SingleFile:
         self.require(component)
         return config_of(component, {t.name: t.shape for t in self.stored[component]}, self.family, where=str(self.path))
 
-    def load(
-        self, component: str, *, dtype: str = "float32", allow_nonfinite: bool = False, resident: str | None = None, device: str = "cpu"
-    ) -> tuple[UNetConfig | VAEConfig | CLIPTextConfig, Params, LoadReport]:
-        """Config, weights and report of "unet", "vae" or "text_encoder", checked as those of a folder are."""
+    def load(self, component: str, **options) -> tuple[UNetConfig | VAEConfig | CLIPTextConfig, Params, LoadReport]:
+        """Config, weights and report of "unet", "vae" or "text_encoder", checked as those of a folder are. options: as `assemble` takes them"""
         config = self.config(component)
         if component == "unet" and self.note:
             log.warning("%s: %s", self.path.name, self.note)
-        options = dict(dtype=dtype, allow_nonfinite=allow_nonfinite, resident=resident, source=str(self.path), device=device)
-        params, report = assemble(self.stored[component], component, config, described_by=f"the config of {self.family.name}", **options)
+        described_by = f"the config of {self.family.name}"
+        params, report = assemble(self.stored[component], component, config, source=str(self.path), described_by=described_by, **options)
         report.files = [self.path.name]
         report.renamed["LDM's names"] = self.renamed[component]
         report.dropped |= self.dropped[component]
@@ -192,7 +190,8 @@ def _prediction(path: Path, tensors: dict, global_step: int | None) -> tuple[str
         return ("v_prediction" if re.search(r"^\s*parameterization:\s*[\"']?v\b", text, re.MULTILINE) else "epsilon"), ""
     if global_step == 875000:
         return "epsilon", ""
-    spread = float(np.std(tensors[STATISTIC].read().astype("float64"))) if STATISTIC in tensors else float("nan")
+    bias = tensors[STATISTIC] if STATISTIC in tensors and len(tensors[STATISTIC].shape) == 1 else None
+    spread = float(np.std(bias.read().astype("float64"))) if bias and bias.shape[0] else float("nan")
     prediction = "v_prediction" if spread > THRESHOLD else "epsilon"
     other = "eps" if prediction == "v_prediction" else "v"
     return prediction, (

@@ -146,6 +146,16 @@ def test_single_names(ldm, names):
     assert list(from_ldm(names_there)[ldm]) == names and is_ldm(ldm) is bool(names)
 
 
+@pytest.mark.parametrize(
+    "name", [
+        "first_stage_model.decoder.up.{}.block.{}.x", "model.diffusion_model.input_blocks.{}.0.op", "cond_stage_model.model.transformer.resblocks.{}.x",
+    ],
+)  # fmt: skip
+def test_large_numbers_in_names_cost_nothing(name):
+    hostile = name.format(*["9" * 12] * 2)
+    assert len(from_ldm([hostile])[hostile]) == 1
+
+
 def test_the_structure_is_read_off_the_names():
     """Two levels of one resnet, the lower one without attention."""
     names = ["input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "input_blocks.1.1.norm.weight", "input_blocks.2.0.op.weight",
