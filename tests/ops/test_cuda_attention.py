@@ -100,7 +100,7 @@ CHOSEN = {
 
 @pytest.mark.parametrize("heads, D, S", CHOSEN)
 def test_the_variant_of_each_level_of_the_unet(heads, D, S):
-    assert attention.tuned_variant(D, heads, S) == CHOSEN[heads, D, S]
+    assert attention.tuned_variant(D, heads, S, 132) == CHOSEN[heads, D, S]
 
 
 def places(D, rows):
@@ -140,9 +140,9 @@ def test_the_maximum_before_the_scale_needs_a_positive_one():
 @pytest.mark.parametrize("D", attention.FLASH_WIDTHS)
 @in_simulator
 def test_a_block_takes_one_tile_of_queries_after_another(D, monkeypatch):
-    monkeypatch.setattr(attention, "MULTIPROCESSORS", 1)
+    monkeypatch.setattr(Simulator, "multiprocessors", 1)
     arrays, keywords = inputs(1, 2, 200, 77, D, False, 1)
-    assert attention.few_keys_blocks(2, 200) == 2  # four tiles
+    assert attention.few_keys_blocks(2, 200, 1) == 2  # four tiles
     with on_device(Simulator()):
         y = attention.few_keys(*arrays, **keywords)
     assert relative_l2(y, truth_of(arrays, keywords)) <= 1e-3
@@ -150,7 +150,7 @@ def test_a_block_takes_one_tile_of_queries_after_another(D, monkeypatch):
 
 @pytest.mark.parametrize("heads, queries, blocks", [(16, 4096, 32), (16, 1024, 16), (16, 64, 1), (10, 9216, 48), (1, 1, 1), (0, 5, 1), (4, 0, 0)])
 def test_blocks_of_a_head(heads, queries, blocks):
-    assert attention.few_keys_blocks(heads, queries) == blocks
+    assert attention.few_keys_blocks(heads, queries, 132) == blocks
 
 
 # ----- rows ----------------------------------------------------------------------------------------------------------------------

@@ -101,11 +101,11 @@ def test_the_convolutions_of_a_step(monkeypatch):
 @pytest.mark.kernels
 @needs_simulator[1]
 def test_the_variants_that_launchers_can_be_told(monkeypatch):
-    monkeypatch.setattr(ladders, "VARIANTS", {"conv2d": (ladders.conv_variants, ("1,5,32,32",)), "linear": (ladders.linear_variants, ("9,32,32",))})
+    monkeypatch.setattr(ladders, "VARIANTS", {"conv2d": (ladders.conv_variants, ("1,2,8,32",)), "linear": (ladders.linear_variants, ("9,32,32",))})
     record = Record()
     with on_device(Simulator(ways=[FORWARD])):
         ladders.variants(record)
-    for key, count in (("conv2d 1,5,32,32", 4), ("linear 9,32,32", 4)):
+    for key, count in (("conv2d 1,2,8,32", 4), ("linear 9,32,32", 4)):
         found = record.result[key]
         assert len(found) >= count and all(isinstance(t, float) or "Hopper" in t or "9.0" in t for t in found.values()), found
         assert found["what the façade takes"] > 0

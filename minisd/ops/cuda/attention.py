@@ -20,7 +20,7 @@ FLASH_WIDTHS = (40, 64, 80, 160)
 FLASH = Kernel("attention/4_flash.cu", "attention_flash", tuple((D,) for D in FLASH_WIDTHS))
 
 # Head width: (warps, 16-query tiles a warp, keys a tile, stages of the ring, blocks a multiprocessor that the registers must suffice for), from the
-# most queries a block to the fewest. The launcher takes the first that gives WANTED_BLOCKS; the others are prepared to be measured by `tuned_by`.
+# most queries a block to the fewest. The launcher takes the first that gives enough blocks; the others are prepared to be measured by `tuned_by`.
 TUNED_VARIANTS = {
     40: ((4, 2, 64, 2, 3), (4, 2, 32, 2, 4), (8, 1, 64, 2, 2), (4, 1, 64, 3, 4)),
     64: ((4, 2, 64, 2, 2), (4, 2, 32, 3, 2), (4, 1, 64, 2, 3)),
@@ -33,9 +33,8 @@ FEW_KEYS = Kernel("attention/6_few_keys.cu", "attention_few_keys", tuple((D,) fo
 
 MOST_KEYS = 24000  # scores of one query in the shared memory of the naive rung
 FEW = 80  # keys that the rung for prompts keeps: 77, in fragments of 16
-MULTIPROCESSORS = 132  # of an H100
 SCRATCH = 32 << 20  # bytes of scores at once: they stay in the L2 cache between the products (40 MB in an A100, 50 in an H100)
-WANTED_BLOCKS = 198  # of the tuned rung: one and a half for each of them
+WANTED_BLOCKS = 1.5  # of the tuned rung, for each multiprocessor
 
 
 def refuses_mask(q, k, v, *, scale, mask, causal):
@@ -164,10 +163,10 @@ def refuses_negative_scale(q, k, v, *, scale, **kwargs):
     return reason or (None if scale > 0 else "takes the maximum before it scales: the scale must be positive")
 
 
-def tuned_variant(D: int, heads: int, queries: int) -> tuple[int, ...]:
+def tuned_variant(D: int, heads: int, queries: int, multiprocessors: int) -> tuple[int, ...]:
     """The variant with the most queries a block that still gives every multiprocessor work; else the one with the fewest."""
     variants, rows = TUNED_VARIANTS[D], lambda v: 16 * v[0] * v[1]
-    return next((v for v in variants if heads * math.ceil(queries / rows(v)) >= WANTED_BLOCKS), min(variants, key=rows))
+    return next((v for v in variants if heads * math.ceil(queries / rows(v)) >= WANTED_BLOCKS * multiprocessors), min(variants, key=rows))
 
 
 def tuned_bytes(D: int, variant) -> int:
@@ -191,16 +190,16 @@ def tuned(q, k, v, *, scale, mask, causal):
     Numerics: fast. Probabilities are rounded to float16 before they meet the values: relative L2 error against float64 at most 1e-3.
     """
     B, N, S, D = q.shape
-    return tuned_by(tuned_variant(D, B * N, S), q, k, v, scale=scale, causal=causal)
+    return tuned_by(tuned_variant(D, B * N, S, device().multiprocessors), q, k, v, scale=scale, causal=causal)
 
 
 def refuses_more_keys(q, k, v, **kwargs):
     return refuses_negative_scale(q, k, v, **kwargs) or (f"keeps at most {FEW} keys" if k.shape[2] > FEW else None)
 
 
-def few_keys_blocks(heads: int, queries: int) -> int:
+def few_keys_blocks(heads: int, queries: int, multiprocessors: int) -> int:
     """Blocks of a head: about four for each multiprocessor in all, and as many tiles of 64 queries for each."""
-    tiles_of_queries, wanted = math.ceil(queries / 64), max(1, 4 * MULTIPROCESSORS // max(1, heads))
+    tiles_of_queries, wanted = math.ceil(queries / 64), max(1, 4 * multiprocessors // max(1, heads))
     return math.ceil(tiles_of_queries / max(1, math.ceil(tiles_of_queries / wanted)))
 
 
@@ -212,4 +211,4 @@ def few_keys(q, k, v, *, scale, mask, causal):
     """
     B, N, S, D = q.shape
     scale *= math.log2(math.e)
-    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S), widths=(), scale=scale, causal=causal, shared=4 * FEW * D)
+    return _launch(FEW_KEYS(D), q, k, v, blocks=few_keys_blocks(B * N, S, device().multiprocessors), widths=(), scale=scale, causal=causal, shared=4 * FEW * D)
