@@ -151,7 +151,7 @@ class Plan:
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .edit import Edit
         from .models.model import check_dtype, check_residence, default_dtype
-        from .pipeline import load_scheduler, load_tokenizer
+        from .loading import load_scheduler, load_tokenizer
         from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS

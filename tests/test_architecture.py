@@ -49,8 +49,8 @@ MAY_IMPORT = {
     "image": {"video", "backend", "errors"},
     "video": {"errors"},
     "request": {"config", "errors"},
-    "pipeline": {"models", "schedulers", "checkpoint", "tokenizer", "image", "request", "rng", "tracing", "gpu", "backend", "errors", "adapters",
-                 "prompts"},  # fmt: skip
+    "loading": {"models", "schedulers", "checkpoint", "tokenizer", "gpu", "errors"},
+    "pipeline": {"loading", "models", "image", "request", "rng", "tracing", "gpu", "backend", "errors", "adapters", "prompts"},
     "viz": {"image", "rng", "tracing", "backend", "errors"},  # is given a pipeline, and imports none
     "experiments": {"schedulers"},  # likewise
     "image_input": {"errors"},
@@ -63,9 +63,9 @@ MAY_IMPORT = {
     "compare_html": {"compare"},
     "onnx_suite": {"ops"},
     "benchmark": {"ops", "backend", "errors"},  # of ops; knows no model
-    "commands": {"benchmark", "onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "models", "schedulers", "checkpoint",
+    "commands": {"benchmark", "onnx_suite", "adapters", "prompts", "tokenizer", "viz", "image_input", "pipeline", "loading", "models", "schedulers", "checkpoint",
                  "compare", "tracefile", "tracing", "image", "request", "ops", "rng", "blas", "gpu", "backend", "errors", "__version__"},  # fmt: skip
-    "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "models", "schedulers", "checkpoint", "image",
+    "cli": {"commands", "adapters", "prompts", "tokenizer", "edit", "viz", "blas", "pipeline", "loading", "models", "schedulers", "checkpoint", "image",
             "request", "ops", "rng", "tracing", "gpu", "errors", "__version__"},  # fmt: skip
     "prompt_weights": {"errors"},
     "prompts": {"prompt_weights", "backend", "errors"},

@@ -18,7 +18,7 @@ def command(prompt, model, embeddings, prompt_weights, as_json):
     """
     from ..adapters.textual_inversion import expand_words, read_textual_inversion
     from ..checkpoint import read_component_config, resolve
-    from ..pipeline import load_tokenizer
+    from ..loading import load_tokenizer
     from ..prompts import weighted_table
 
     folder = resolve(model)
