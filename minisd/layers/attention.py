@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from .. import ops
 from ..backend import array_module
 from ..tracing import layer, listening, tap
@@ -30,9 +32,12 @@ def multi_head(q, k, v, *, heads, causal=False):
 
 
 def probabilities(q, k, *, heads):
-    """softmax(Q Kᵀ / √D), how much each query looks at each key.        q [B, S, C], k [B, T, C] -> [B, N, S, T], rows sum to 1"""
-    q_heads, k_heads = split_heads(q, heads), split_heads(k, heads)
-    return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1])))
+    """softmax(Q Kᵀ / √D), how much each query looks at each key.        q [B, S, C], k [B, T, C] -> [B, N, S, T], rows sum to 1
+
+    The scores of float16 vectors are float32, as in `ops.attention`: those of SD 2.1 are beyond float16.
+    """
+    q_heads, k_heads = (split_heads(x.astype(np.result_type(x.dtype, "float32"), copy=False), heads) for x in (q, k))
+    return ops.softmax(q_heads @ k_heads.swapaxes(-1, -2) * (1.0 / math.sqrt(q_heads.shape[-1]))).astype(q.dtype, copy=False)
 
 
 def for_both(x, other):

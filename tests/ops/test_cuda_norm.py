@@ -32,6 +32,17 @@ def inputs(shape, mean, dtype):
     return [a.astype(dtype) for a in (random.randn(*shape) + mean, 1 + 0.2 * random.randn(shape[-1]), random.randn(shape[-1]))]
 
 
+@pytest.mark.parametrize("name", GROUP)
+@needs_simulator[0]
+@needs_simulator[1]
+def test_group_norm_of_numbers_far_from_zero(name):
+    """Mean 1000, deviation 1: sums of x itself would keep three digits of the deviation; sums of x − shift keep all."""
+    x, w, b = inputs((1, 32, 32, 16), 1000.0, "float32")
+    truth = reference.group_norm(*(a.astype("float64") for a in (x, w, b)), groups=2, eps=1e-5, act=None)
+    with on_device(Simulator()):
+        assert relative_l2(GROUP[name](x, w, b, groups=2, eps=1e-5, act=None), truth) <= 2e-6
+
+
 @pytest.mark.parametrize("dtype, bound", [("float16", 1e-3), ("float32", 1e-6)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", GROUP)
