@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from minisd import StableDiffusionPipeline
+from tests.cudasim import counts
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -29,3 +30,9 @@ def pipe(loaded):
     kept = loaded.scheduler
     yield loaded
     loaded.scheduler = kept
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was compiled and simulated, above pytest's own last lines."""
+    if line := counts.summary():
+        terminalreporter.write_line(line)

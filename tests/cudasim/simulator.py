@@ -30,6 +30,7 @@ from minisd.ops.cuda.device import Device, on_device
 from minisd.ops.cuda.kernel import Instance
 from minisd.ops.cuda.tensor_map import ALIGNMENT, NBYTES, TensorMap
 from minisd.ops.dispatch import RUNGS
+from tests.cudasim.counts import COUNTED
 
 HEADERS = [Path(__file__).with_name(name) for name in ("cudasim.h", "cudasim_hopper.h")]
 FORWARD, BACKWARD, SHUFFLED = range(3)
@@ -45,6 +46,10 @@ MAP = np.dtype({  # sim::TensorMap; axis 0 is the innermost
 
 class SimulatorError(AssertionError):
     """A kernel did what a GPU does not forgive: a race, an access out of bounds, a deadlock."""
+
+    def __init__(self, *message):
+        COUNTED["mistakes"] += 1
+        super().__init__(*message)
 
 
 def why_not() -> str | None:
@@ -99,6 +104,7 @@ def gpu_ladder(device=None):
 
 def run_text(f, instance: Instance, grid, block, arguments: list, shared: int, ways):
     """One launch in each of the thread orders; the results of all are compared, then written to the arrays."""
+    COUNTED["launches"] += 1
     results = []
     for way in ways:
         with Buffers(instance, arguments, at_end=way != BACKWARD) as buffers:

@@ -12,6 +12,7 @@ from minisd.ops.cuda.compile import ARCHITECTURES, OPTIONS, Resources, build, ca
 from minisd.ops.cuda.hopper import GEMM
 from minisd.ops.cuda.kernel import KERNELS
 from minisd.ops.cuda.norm import GROUP_NAIVE
+from tests.cudasim.counts import COUNTED
 
 INSTANCE = GROUP_NAIVE("half")
 LOG = """
@@ -126,6 +127,7 @@ def test_every_kernel_compiles_for_every_architecture_without_spills(file, arch)
         assert 0 < used.registers <= 255 and used.shared_bytes <= 48 << 10, (expression, used)
         assert used.spill_bytes == 0 and (used.stack_bytes == 0 or file in STACK), (expression, used)
     assert "warning" not in log.replace("ptxas info", "") and "Performance Loss" not in log, log
+    COUNTED["compiled"] += len(names)
 
 
 @pytest.mark.kernels
