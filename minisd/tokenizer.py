@@ -27,21 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from .errors import ModelFileError, UsageError
+from .tokenizer_files import MAX_CHARACTERS, REFETCH, SPECIAL_TOKENS, content, read_settings, read_vocabulary, refuse_cut_merges
 
 log = logging.getLogger("minisd")
 
-MAX_CHARACTERS = 1_000_000
-POSITIONS = 77  # where tokenizer_config.json does not say
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-SPECIAL_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
-# Fields of tokenizer_config.json that would change the ids, with the only value that is implemented.
-NEUTRAL = {"padding_side": "right", "truncation_side": "right", "split_special_tokens": False}
-REFETCH = "fetch the tokenizer folder of the model again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +60,12 @@ class CLIPTokenizer:
         """vocab {token: id}; merges [(left, right), …] by rank; special_tokens {"pad_token": "!", …} where they differ
         from SPECIAL_TOKENS; added_tokens {id: token}. A token is a string, or a dict with "content" and flags."""
         names = SPECIAL_TOKENS | special_tokens
-        self.bos_token, self.eos_token, self.unk_token, self.pad_token = map(_content, names.values())
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = map(content, names.values())
         for token in (self.bos_token, self.eos_token, self.unk_token):
             if token not in vocab:
                 why = "it is not the vocabulary of a CLIP text encoder"
                 raise ModelFileError(f"the vocabulary has no {token!r}", why, REFETCH)
-        _refuse_cut_merges(vocab, merges, set(map(_content, [*names.values(), *added_tokens.values()])))
+        refuse_cut_merges(vocab, merges, set(map(content, [*names.values(), *added_tokens.values()])))
         self._backend = _backend(vocab, merges, self.unk_token)
         self._declare(names, added_tokens)
         self.bos_token_id = self._backend.token_to_id(self.bos_token)
@@ -94,7 +84,7 @@ class CLIPTokenizer:
         folder = Path(folder, subfolder or "")
         if (folder / "tokenizer").is_dir() and not (folder / "vocab.json").exists():
             folder = folder / "tokenizer"
-        return cls(*_read_vocabulary(folder), *_read_settings(folder, pad_token))
+        return cls(*read_vocabulary(folder), *read_settings(folder, pad_token))
 
     def __call__(self, text, padding="max_length", truncation=True, max_length=None, return_tensors="np") -> Tokens:
         """One prompt or a list of prompts -> ids and mask, int64 [B, T].
@@ -227,11 +217,11 @@ class CLIPTokenizer:
 
     def _declare(self, names: dict, added_tokens: dict) -> None:
         """Tells the backend which tokens to cut out of a prompt before it is split, in transformers' order."""
-        named = {_content(token) for token in names.values()}
-        declared = {_content(token): number for number, token in sorted(added_tokens.items())}
+        named = {content(token) for token in names.values()}
+        declared = {content(token): number for number, token in sorted(added_tokens.items())}
         tokens = [_added_token(added_tokens[number], named) for number in declared.values()]
         # Named twice, a token keeps the last flags: SD 1's <|endoftext|> is a dict as eos, then a string as pad.
-        tokens += [_added_token(token, named) for token in names.values() if _content(token) not in declared]
+        tokens += [_added_token(token, named) for token in names.values() if content(token) not in declared]
         self._backend.add_tokens(tokens)
         for token, number in declared.items():
             if (got := self._backend.token_to_id(token)) != number:
@@ -256,28 +246,13 @@ def _backend(vocab: dict, merges: list, unk_token: str):
     return backend
 
 
-def _refuse_cut_merges(vocab: dict, merges: list, special: set) -> None:
-    """Cut at the end of a line, merges.txt looks whole. But CLIP numbers merge r as 512 + r, and special tokens follow."""
-    follower = next((token for token, i in vocab.items() if i == 512 + len(merges)), None)
-    if vocab.get("".join(merges[-1])) == 511 + len(merges) and follower is not None and follower not in special:
-        raise ModelFileError("merges.txt is cut short", f"after {len(merges):,} merges none makes {follower!r}", REFETCH)
-
-
-def _content(token) -> str:
-    """The text of a token that is given as a string or as a dict with flags."""
-    content = token.get("content") if isinstance(token, dict) else token
-    if not isinstance(content, str) or not content:
-        raise ModelFileError(f"{token!r} is no token", "it is a string, or an object whose `content` is one", REFETCH)
-    return content
-
-
 def _added_token(token, named: set):
     """A string is a special token; a dict says so itself, or is one because the tokenizer names it."""
     from tokenizers import AddedToken
 
     given = token if isinstance(token, dict) else {"special": True}
     flags = {flag: bool(given[flag]) for flag in ("lstrip", "rstrip", "single_word", "normalized") if flag in given}
-    return AddedToken(_content(token), special=_content(token) in named or given.get("special", False), **flags)
+    return AddedToken(content(token), special=content(token) in named or given.get("special", False), **flags)
 
 
 def _plain(ids):
@@ -304,89 +279,3 @@ def _checked_texts(text, what: str) -> list[str]:
             fix = "type it again, or read its file with the right encoding"
             raise UsageError(f"{name} is not valid Unicode at position {error.start}", why, fix) from None
     return list(texts)
-
-
-def _read_vocabulary(folder: Path) -> tuple[dict, list]:
-    """vocab {token: id} and merges [(left, right), …] by rank."""
-    vocab_file, merges_file, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
-    if whole.exists():  # transformers, too, then leaves the older files alone
-        vocab_file = merges_file = whole
-        model = _read_json(whole).get("model")
-        vocab, lines = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
-    else:
-        vocab, lines = _read_json(vocab_file), _read_text(merges_file).rstrip().split("\n")
-        lines = lines[1:] if lines[0].startswith("#version") else lines
-    ids = list(vocab.values()) if isinstance(vocab, dict) else []
-    if not ids or not all(isinstance(i, int) for i in ids) or set(ids) != set(range(len(ids))):
-        why = "it must number its tokens 0, 1, 2, … without a gap"
-        raise ModelFileError(f"{vocab_file} is no vocabulary", why, REFETCH)
-    if not isinstance(lines, list) or not lines:
-        raise ModelFileError(f"{merges_file} is broken", "it has no merges", REFETCH)
-    merges = [line.split() if isinstance(line, str) else line for line in lines]  # tokenizer.json: "l r" or ["l", "r"]
-    for rank, pair in enumerate(merges):
-        if not isinstance(pair, list) or len(pair) != 2:
-            why = f"merge {rank} is not two symbols but {lines[rank]!r:.60}"
-            raise ModelFileError(f"{merges_file} is broken", why, REFETCH)
-    return vocab, [tuple(pair) for pair in merges]
-
-
-def _read_settings(folder: Path, pad_token: str | None) -> tuple[dict, dict, int]:
-    """Special tokens by name, added tokens by id, and the number of positions."""
-    config_file = folder / "tokenizer_config.json"
-    config = _read_json(config_file, default={})
-    for field, only in NEUTRAL.items():
-        if config.get(field, only) != only:
-            why = f"it changes the ids, and only {only!r} is implemented"
-            raise ModelFileError(f"{config_file}: {field} = {config[field]!r}", why, "use another tokenizer folder")
-    length = config.get("model_max_length", POSITIONS)
-    if not isinstance(length, (int, float)) or not length >= 2:
-        raise ModelFileError(f"{config_file}: model_max_length = {length!r}", "it must be 2 or more", REFETCH)
-    length = int(length) if length <= MAX_CHARACTERS else POSITIONS  # transformers writes 1e30 for "not known"
-
-    whole, older = {}, {}
-    if "added_tokens_decoder" not in config:  # with it, as in sd-turbo, transformers leaves these three files alone
-        whole = _read_json(folder / "tokenizer.json", default={})
-        older = _read_json(folder / "added_tokens.json", default={})
-        # May not be missing: SD 2 would be padded with the wrong token, and nobody would see it.
-        known = {"pad_token": pad_token} if pad_token else {} if whole else None
-        config |= _read_json(folder / "special_tokens_map.json", default=known)
-    special = {name: config[name] for name in SPECIAL_TOKENS if config.get(name)}
-    named = set(map(_content, special.values()))
-    try:
-        added = {int(number): token for number, token in config.get("added_tokens_decoder", {}).items()}
-        for token, number in older.items():
-            added[int(number)] = {"content": token, "special": token in named, "normalized": token not in named}
-        added |= {int(token["id"]): token for token in whole.get("added_tokens", [])}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        source = "tokenizer.json" if whole else "added_tokens.json" if older else config_file.name
-        raise ModelFileError(f"{folder / source}: the added tokens are broken", repr(error), REFETCH) from error
-    return special, added, length
-
-
-def _read_json(path: Path, default: dict | None = None) -> dict:
-    """The object in the file; `default`, where given, stands for a file that does not exist."""
-    if default is not None and not path.exists():
-        return default
-    text = _read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} is broken", f"it is no JSON: {error}", REFETCH) from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} is broken", f"it holds {type(value).__name__}, not an object", REFETCH)
-    return value
-
-
-def _read_text(path: Path) -> str:
-    """UTF-8, with or without a byte order mark."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ModelFileError(f"{path} does not exist", "a tokenizer folder must have it", REFETCH) from None
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read", str(error), "check the path and its permissions") from error
-    except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path} is broken", f"it is no UTF-8 text: {error}", REFETCH) from error
-    if text.startswith("version https://git-lfs"):
-        raise ModelFileError(f"{path} is only a pointer", "the file itself is kept by Git LFS", "run: git lfs pull")
-    return text

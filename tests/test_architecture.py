@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "params": {"errors", "resident"},
     "config": {"errors"},
     "rng": {"errors"},
-    "tokenizer": {"errors"},
+    "tokenizer_files": {"errors"},
+    "tokenizer": {"tokenizer_files", "errors"},
     "tracing": {"tracefile", "backend", "errors"},
     "statistics": {"ops"},  # its threads
     "tracefile": {"statistics", "ops", "checkpoint", "backend", "errors", "__version__"},  # what a trace writes is safetensors, read by the same reader
