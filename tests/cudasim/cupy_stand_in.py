@@ -294,5 +294,6 @@ def stand_in(**facts):
 def reference_gpu(**facts):
     """A GPU on which every op is the reference's: for tests of everything but the kernels, without a compiler."""
     reference = {op: "reference" for op, ladder in ops.RUNGS.items() if any(rung.owner == "cupy" for rung in ladder)}
-    with stand_in(**facts) as cupy, on_device(NoKernels()), ops.using(**reference), mock.patch.object(gpu, "check_libraries"):
+    no_compiler = mock.patch.object(gpu, "check_libraries"), mock.patch.object(gpu.nvrtc, "version", lambda: "13.0")
+    with stand_in(**facts) as cupy, on_device(NoKernels()), ops.using(**reference), no_compiler[0], no_compiler[1]:
         yield cupy
