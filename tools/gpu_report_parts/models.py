@@ -11,7 +11,6 @@ import zlib
 
 import numpy as np
 
-
 CONFIGS = {
     "unet": dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
     "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 4,
