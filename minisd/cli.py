@@ -74,7 +74,7 @@ def cli():
 @click.option("--clip-skip", type=int, help="Leave the last layers of the text encoder out, as diffusers counts: 1 leaves one out.")
 @click.option("--eta", type=float, default=0.0, show_default=True, help="Fresh noise in each DDIM step, 0 … 1.")
 @device_option("auto")
-@click.option("--resident", type=click.Choice(["float32", "float16"]), 
+@click.option("--resident", type=click.Choice(["float32", "float16"]),
               help="On the CPU, float16: keep the weights in half the memory; same numbers, 5 to 10 % slower.")  # fmt: skip
 @dtype_option()
 @click.option("--two-passes", is_flag=True, help="Guidance as two passes of the UNet, one after the other: less memory, more time.")
@@ -150,8 +150,8 @@ class Plan:
         from .adapters import Plans
         from .checkpoint import component_shapes, read_component_config, read_model_index, resolve
         from .edit import Edit
-        from .models.model import check_dtype, check_residence, default_dtype
         from .loading import load_scheduler, load_tokenizer
+        from .models.model import check_dtype, check_residence, default_dtype
         from .prompts import check_prompt_options
         from .request import Request, activation_bytes, check_memory, check_prompts, check_seed
         from .schedulers import SCHEDULERS

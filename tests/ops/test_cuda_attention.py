@@ -287,7 +287,7 @@ def test_the_simulator_finds_a_planted_bug(bug):
         except SimulatorError as found:
             assert not str(found).startswith("g++")
             return
-        assert not error <= 1e-3
+        assert np.isnan(error) or error > 1e-3, "nobody noticed"
 
 
 # ----- layouts -------------------------------------------------------------------------------------------------------------------

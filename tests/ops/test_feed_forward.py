@@ -129,4 +129,5 @@ def test_planted_bugs_are_found(bug, monkeypatch):
         with pytest.raises(SimulatorError, match=complaint):
             error(Simulator().ways)
     else:
-        assert not error([FORWARD]) <= 1e-2
+        wrong = error([FORWARD])
+        assert np.isnan(wrong) or wrong > 1e-2, "nobody noticed"
